@@ -1,0 +1,461 @@
+"""AetherNet, a fast super-resolution network, in one file that needs torch alone.
+
+Large depthwise kernels are trained as two parallel branches and fused into one for inference;
+a gated feed-forward follows each. Sub-pixel convolutions (Shi et al., arXiv:1609.05158) upscale.
+Re-parameterisation follows the idea of RepVGG (Ding et al., arXiv:2101.03697), the gate that of
+GLU variants (Shazeer, arXiv:2002.05202).
+
+Top to bottom: configuration, leaf blocks, block, network, presets, fusing. Key names in the state
+dict are the published ones, so a checkpoint or a training configuration works unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "PRESETS",
+    "SCALES",
+    "AetherConfig",
+    "AetherNet",
+    "aether",
+    "aether_large",
+    "aether_medium",
+    "aether_small",
+    "build_network",
+    "fuse_model",
+    "fuse_state_dict",
+    "is_fused",
+]
+
+HEAD_CHANNELS: Final = 64
+BLOCK_NORM_EPS: Final = 1e-6
+BODY_NORM_EPS: Final = 1e-5
+RGB_MEAN: Final = 0.5  # subtracted for three channels only, and stored in no checkpoint
+
+SCALES: Final[Mapping[int, tuple[int, ...]]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+"""Supported upscaling factors, each with the PixelShuffle factors that make it up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AetherConfig:
+    """Every hyperparameter of an AetherNet, checked on construction.
+
+    Attributes:
+        in_chans: Channels of input and output: 1 (grey), 3 (RGB) or 4 (RGBA).
+        embed_dim: Width of the body.
+        depths: Blocks per stage.
+        ffn_dim: Hidden width of the feed-forward, `int(embed_dim * mlp_ratio)` as published.
+        lk_kernel: Side of the large depthwise kernel in px, odd.
+        sk_kernel: Side of the small parallel kernel in px, odd, at most `lk_kernel`; without
+            effect once fused.
+        scale: Upscaling factor, a key of `SCALES`.
+        img_range: Largest pixel value that the inner layers see for an input in [0, 1].
+        fused: Whether both kernels of a block are already one.
+        drop_rate: Dropout probability after the feed-forward, in training only.
+        drop_path_rate: Stochastic-depth probability of the last block, in training only; the
+            first block has 0, those between rise linearly.
+
+    Raises:
+        ValueError: A field is out of range; the message names it.
+    """
+
+    in_chans: int = 3
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (6,) * 6
+    ffn_dim: int = 256
+    lk_kernel: int = 11
+    sk_kernel: int = 3
+    scale: int = 4
+    img_range: float = 1.0
+    fused: bool = False
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field against its range."""
+        if self.in_chans not in (1, 3, 4):
+            raise ValueError(f"in_chans must be 1, 3 or 4, got {self.in_chans}")
+        if self.embed_dim < 1 or self.ffn_dim < 1:
+            raise ValueError(
+                f"embed_dim and ffn_dim must be positive, got {self.embed_dim} and {self.ffn_dim}"
+            )
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(
+                f"depths must name at least one stage of at least one block, got {self.depths}"
+            )
+        for name, kernel in (("lk_kernel", self.lk_kernel), ("sk_kernel", self.sk_kernel)):
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f"{name} must be odd and positive, got {kernel}")
+        if self.sk_kernel > self.lk_kernel:
+            raise ValueError(
+                f"sk_kernel must not exceed lk_kernel, got {self.sk_kernel} > {self.lk_kernel}"
+            )
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {tuple(SCALES)}, got {self.scale}")
+        if not 0.0 < self.img_range < float("inf"):
+            raise ValueError(f"img_range must be positive and finite, got {self.img_range}")
+        for name, rate in (("drop_rate", self.drop_rate), ("drop_path_rate", self.drop_path_rate)):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks over all stages."""
+        return sum(self.depths)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Input px in each direction that an output pixel can depend on.
+
+        Each k x k convolution adds k // 2. The head's convolutions run at rising resolution, so
+        theirs are counted as whole input px, which errs on the safe side.
+        """
+        head_convolutions = 2 + len(SCALES[self.scale])  # before, within and after the upsampler
+        return 1 + self.blocks * (self.lk_kernel // 2) + 1 + head_convolutions
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that starts uninitialised; `AetherNet.init_weights` or a checkpoint fills it."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are."""
+
+
+class Linear(nn.Linear):
+    """A linear map that starts uninitialised, applied to channels as a 1x1 convolution."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        return F.conv2d(input, self.weight[:, :, None, None], self.bias)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of (N, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise each pixel over its channels; shape and memory format are kept."""
+        channels_last = input.permute(0, 2, 3, 1)  # (N, H, W, C), a view in channels-last memory
+        return (
+            F.layer_norm(
+                channels_last, self.normalized_shape, self.weight, self.bias, self.eps
+            ).permute(0, 3, 1, 2)
+        )
+
+
+class ReparamConv(nn.Module):
+    """A large and a small depthwise convolution in parallel, or the single one they fuse into."""
+
+    def __init__(self, channels: int, lk_kernel: int, sk_kernel: int, *, fused: bool) -> None:
+        """Build the training branches, or the fused convolution."""
+        super().__init__()
+        self.fused = fused
+        if fused:
+            self.fused_conv = _depthwise(channels, lk_kernel, bias=True)
+        else:
+            self.lk_conv = _depthwise(channels, lk_kernel, bias=False)
+            self.sk_conv = _depthwise(channels, sk_kernel, bias=False)
+            self.lk_bias = nn.Parameter(torch.empty(channels))
+            self.sk_bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, C, H, W), zero-padded to the same size."""
+        if self.fused:
+            return self.fused_conv(x)
+        large, small = self.lk_conv, self.sk_conv
+        return F.conv2d(
+            x, large.weight, self.lk_bias, padding=large.padding, groups=large.groups
+        ) + F.conv2d(x, small.weight, self.sk_bias, padding=small.padding, groups=small.groups)
+
+    def fuse(self) -> None:
+        """Replace both branches by the one convolution that equals their sum."""
+        if self.fused:
+            return
+        fused = _depthwise(self.lk_bias.numel(), self.lk_conv.kernel_size[0], bias=True)
+        tensors = _fused_kernel(self.state_dict(), "")
+        fused.weight = nn.Parameter(tensors["fused_conv.weight"])
+        fused.bias = nn.Parameter(tensors["fused_conv.bias"])
+        del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
+        self.fused_conv = fused
+        self.fused = True
+
+
+def _depthwise(channels: int, kernel: int, *, bias: bool) -> Conv2d:
+    return Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=bias)
+
+
+class GatedFFN(nn.Module):
+    """fc2(GELU(gate(x)) * main(x)), on the channels of each pixel."""
+
+    def __init__(self, channels: int, hidden: int, drop_rate: float) -> None:
+        """Build the three linear maps."""
+        super().__init__()
+        self.fc1_gate = Linear(channels, hidden)
+        self.fc1_main = Linear(channels, hidden)
+        self.fc2 = Linear(hidden, channels)
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        y = self.fc2(F.gelu(self.fc1_gate(x)) * self.fc1_main(x))
+        if self.training and self.drop_rate:
+            y = F.dropout(y, self.drop_rate)
+        return y
+
+
+class Block(nn.Module):
+    """Depthwise convolution, normalisation and gated feed-forward, with a residual connection."""
+
+    def __init__(self, config: AetherConfig, drop_path: float) -> None:
+        """Build one block of a network of this configuration."""
+        super().__init__()
+        width = config.embed_dim
+        self.conv = ReparamConv(width, config.lk_kernel, config.sk_kernel, fused=config.fused)
+        self.norm = ChannelNorm(width, eps=BLOCK_NORM_EPS)
+        self.ffn = GatedFFN(width, config.ffn_dim, config.drop_rate)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, embed_dim, H, W) to the same shape."""
+        y = self.ffn(self.norm(self.conv(x)))
+        if self.training and self.drop_path:
+            keep = 1.0 - self.drop_path
+            y = y * (y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
+        return x + y
+
+
+class AetherNet(nn.Module):
+    """AetherNet of a given configuration, uninitialised; see `aether` for one ready to train."""
+
+    def __init__(self, config: AetherConfig) -> None:
+        """Build the layers without drawing any random number."""
+        super().__init__()
+        self.config = config
+        width, channels = config.embed_dim, config.in_chans
+        self.mean = RGB_MEAN if channels == 3 else 0.0
+        self.conv_first = Conv2d(channels, width, 3, padding=1)
+        steps = max(config.blocks - 1, 1)
+        rates = iter(config.drop_path_rate * i / steps for i in range(config.blocks))
+        self.layers = nn.ModuleList(
+            nn.Sequential(*(Block(config, next(rates)) for _ in range(depth)))
+            for depth in config.depths
+        )
+        self.norm = ChannelNorm(width, eps=BODY_NORM_EPS)
+        self.conv_after_body = Conv2d(width, width, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(
+            Conv2d(width, HEAD_CHANNELS, 3, padding=1), nn.LeakyReLU(0.01)
+        )
+        upsample: list[nn.Module] = []
+        for factor in SCALES[config.scale]:
+            upsample.append(Conv2d(HEAD_CHANNELS, HEAD_CHANNELS * factor**2, 3, padding=1))
+            upsample.append(nn.PixelShuffle(factor))
+        self.upsample = nn.Sequential(*upsample)
+        self.conv_last = Conv2d(HEAD_CHANNELS, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images.
+
+        Args:
+            x: (N, in_chans, H, W), values in [0, 1], any H, W >= 1, in the dtype of the weights.
+
+        Returns:
+            (N, in_chans, scale * H, scale * W), about [0, 1], not clipped.
+        """
+        x = (x - self.mean) * self.config.img_range
+        # Channels-last makes the permutations around each normalisation free views.
+        x = x.contiguous(memory_format=torch.channels_last)
+        features = self.conv_first(x)  # (N, embed_dim, H, W)
+        body = features
+        for stage in self.layers:
+            body = stage(body)
+        body = self.conv_after_body(self.norm(body)) + features
+        body = self.upsample(self.conv_before_upsample(body))  # (N, 64, scale * H, scale * W)
+        return self.conv_last(body) / self.config.img_range + self.mean
+
+    def init_weights(self) -> None:
+        """Draw fresh weights from torch's global generator, for training."""
+        for module in self.modules():
+            if isinstance(module, ReparamConv) and not module.fused:
+                nn.init.zeros_(module.lk_bias)
+                nn.init.zeros_(module.sk_bias)
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.Conv2d.reset_parameters(module)
+
+    def fuse_model(self) -> AetherNet:
+        """Fuse every block's two kernels into one, in place; a fused network stays as it is."""
+        for module in self.modules():
+            if isinstance(module, ReparamConv):
+                module.fuse()
+        self.config = replace(self.config, fused=True)
+        return self
+
+
+def build_network(config: AetherConfig, state_dict: Mapping[str, Tensor]) -> AetherNet:
+    """The network of `config` with the tensors of `state_dict` as its weights, in eval mode.
+
+    No weight is drawn or copied: the network shares the tensors it is given.
+
+    Raises:
+        RuntimeError: Keys or shapes do not match the configuration (torch's own message).
+    """
+    with torch.device("meta"):
+        network = AetherNet(config)
+    network.load_state_dict(dict(state_dict), strict=True, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def aether(
+    in_chans: int = 3,
+    embed_dim: int = 128,
+    depths: tuple[int, ...] = (6,) * 6,
+    mlp_ratio: float = 2.0,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+    lk_kernel: int = 11,
+    sk_kernel: int = 3,
+    scale: int = 4,
+    img_range: float = 1.0,
+    fused_init: bool = False,
+) -> AetherNet:
+    """A freshly initialised AetherNet in training mode; arguments as published.
+
+    `fused_init` builds the fused form at once, to receive fused weights. See `AetherConfig` for
+    ranges and units.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+    config = AetherConfig(
+        in_chans=in_chans,
+        embed_dim=embed_dim,
+        depths=tuple(depths),
+        ffn_dim=int(embed_dim * mlp_ratio),
+        lk_kernel=lk_kernel,
+        sk_kernel=sk_kernel,
+        scale=scale,
+        img_range=img_range,
+        fused=fused_init,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+    network = AetherNet(config)
+    network.init_weights()
+    return network
+
+
+PRESETS: Final[Mapping[str, AetherConfig]] = {
+    "small": AetherConfig(embed_dim=96, depths=(4,) * 4, ffn_dim=192, lk_kernel=11),
+    "medium": AetherConfig(embed_dim=128, depths=(6,) * 6, ffn_dim=256, lk_kernel=11),
+    "large": AetherConfig(embed_dim=180, depths=(8,) * 8, ffn_dim=450, lk_kernel=13),
+}
+"""The published sizes; scale and channels are the caller's choice."""
+
+
+def _preset(name: str, scale: int, in_chans: int, img_range: float, drop_path_rate: float) -> AetherNet:
+    network = AetherNet(
+        replace(
+            PRESETS[name],
+            scale=scale,
+            in_chans=in_chans,
+            img_range=img_range,
+            drop_path_rate=drop_path_rate,
+        )
+    )
+    network.init_weights()
+    return network
+
+
+def aether_small(
+    scale: int = 4, in_chans: int = 3, img_range: float = 1.0, drop_path_rate: float = 0.1
+) -> AetherNet:
+    """AetherNet small: embed_dim 96, four stages of four blocks, 11x11 kernels."""
+    return _preset("small", scale, in_chans, img_range, drop_path_rate)
+
+
+def aether_medium(
+    scale: int = 4, in_chans: int = 3, img_range: float = 1.0, drop_path_rate: float = 0.1
+) -> AetherNet:
+    """AetherNet medium: embed_dim 128, six stages of six blocks, 11x11 kernels."""
+    return _preset("medium", scale, in_chans, img_range, drop_path_rate)
+
+
+def aether_large(
+    scale: int = 4, in_chans: int = 3, img_range: float = 1.0, drop_path_rate: float = 0.1
+) -> AetherNet:
+    """AetherNet large: embed_dim 180, eight stages of eight blocks, 13x13 kernels."""
+    return _preset("large", scale, in_chans, img_range, drop_path_rate)
+
+
+def is_fused(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether no block keeps its two training kernels apart."""
+    return not any(key.endswith(".lk_conv.weight") for key in state_dict)
+
+
+def fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A new state dict in which each block's two depthwise kernels are one.
+
+    kernel = lk + sk zero-padded to the size of lk, bias = lk_bias + sk_bias. The sum is taken in
+    float32 at least and stored in the dtype of the kernels. Other entries, their order and the
+    argument stay as they are; fusing a fused state dict changes nothing.
+
+    Raises:
+        ValueError: A block lacks one of its four tensors, or their shapes do not fit.
+    """
+    fused: dict[str, Tensor] = {}
+    parts = (".lk_conv.weight", ".sk_conv.weight", ".lk_bias", ".sk_bias")
+    done: set[str] = set()
+    for key, tensor in state_dict.items():
+        part = next((part for part in parts if key.endswith(part)), None)
+        if part is None:
+            fused[key] = tensor
+            continue
+        prefix = key[: -len(part)] + "."
+        if prefix not in done:
+            done.add(prefix)
+            fused.update(_fused_kernel(state_dict, prefix))
+    return fused
+
+
+def fuse_model(model: AetherNet) -> AetherNet:
+    """`model.fuse_model()`: fuses in place and returns the same network."""
+    return model.fuse_model()
+
+
+def _fused_kernel(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The two tensors that replace the four training tensors under `prefix`."""
+    names = ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias")
+    missing = [prefix + name for name in names if prefix + name not in state_dict]
+    if missing:
+        raise ValueError(f"cannot fuse {prefix.rstrip('.') or 'the block'}: {missing[0]} is missing")
+    large, small, large_bias, small_bias = (state_dict[prefix + name] for name in names)
+    margin = (large.shape[-1] - small.shape[-1]) // 2
+    if (
+        large.dim() != 4
+        or small.dim() != 4
+        or margin < 0
+        or (large.shape[-1] - small.shape[-1]) % 2
+        or large.shape[:2] != small.shape[:2]
+    ):
+        raise ValueError(
+            f"cannot fuse {prefix.rstrip('.') or 'the block'}: the small kernel "
+            f"{tuple(small.shape)} does not fit into the large one {tuple(large.shape)}"
+        )
+    compute = torch.promote_types(large.dtype, torch.float32)
+    kernel = large.to(compute) + F.pad(small.to(compute), (margin,) * 4)
+    bias = large_bias.to(compute) + small_bias.to(compute)
+    return {
+        prefix + "fused_conv.weight": kernel.to(large.dtype).detach(),
+        prefix + "fused_conv.bias": bias.to(large_bias.dtype).detach(),
+    }
