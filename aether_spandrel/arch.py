@@ -50,7 +50,7 @@ def _detect(state_dict: Mapping[str, Any]) -> bool:
 
 
 def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[AetherNet]:
-    """spandrel's descriptor of a network, fused, with float32 weights."""
+    """Spandrel's descriptor of a network, fused, with float32 weights."""
     was_fused = network.config.fused
     fused = fuse(network)
     config = fused.config

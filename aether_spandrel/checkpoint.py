@@ -11,7 +11,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -154,29 +154,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        if not path.exists():
-            raise CheckpointError("there is no such file", advice="check the path")
-        if not path.is_file():
-            raise CheckpointError("this is not a regular file", advice="name a checkpoint file")
-        with path.open("rb") as file:
-            head = file.read(16)
-        size = path.stat().st_size
-        if head[:4] == b"PK\x03\x04":
-            return Checkpoint.from_object(_read_torch(path, zipped=True), path=path)
-        if _looks_like_safetensors(head, size):
-            tensors, header = _read_safetensors(path)
-            checkpoint = Checkpoint.from_object(tensors, path=path)
-            return Checkpoint(
-                **{**checkpoint.__dict__, "metadata": _flatten_metadata(header)}
-            )
-        if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-            return Checkpoint.from_object(_read_torch(path, zipped=False), path=path)
-        raise CheckpointError(
-            "this is not a checkpoint file" if size else "the file is empty",
-            expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
-            found=_guess_content(head),
-            advice="download or copy the file again, and check that it is the model itself",
-        )
+        return _read(path)
     except CheckpointError as error:
         raise error.in_file(path) from error.__cause__
     except OSError as error:
@@ -187,13 +165,39 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
 
 
+def _read(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError("there is no such file", advice="check the path")
+    if not path.is_file():
+        raise CheckpointError("this is not a regular file", advice="name a checkpoint file")
+    with path.open("rb") as file:
+        head = file.read(16)
+    size = path.stat().st_size
+    if head[:4] == b"PK\x03\x04":
+        return Checkpoint.from_object(_read_torch(path, zipped=True), path=path)
+    if _looks_like_safetensors(head, size):
+        tensors, header = _read_safetensors(path)
+        checkpoint = Checkpoint.from_object(tensors, path=path)
+        return replace(checkpoint, metadata=_flatten_metadata(header))
+    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        return Checkpoint.from_object(_read_torch(path, zipped=False), path=path)
+    raise CheckpointError(
+        "this is not a checkpoint file" if size else "the file is empty",
+        expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
+        found=_guess_content(head),
+        advice="download or copy the file again, and check that it is the model itself",
+    )
+
+
 def _read_torch(path: Path, *, zipped: bool) -> object:
     if zipped:
         _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about storages we do not choose
-            return cast(object, torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
+            return cast(
+                object, torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            )
     except (MemoryError, KeyboardInterrupt):
         raise
     except pickle.UnpicklingError as error:
@@ -246,7 +250,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         with cast(Any, safetensors).safe_open(str(path), framework="pt", device="cpu") as file:
             header: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        safetensors.SafetensorError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(
             "the safetensors file is damaged or cut short",
             found=_first_line(error),

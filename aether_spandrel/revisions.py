@@ -18,6 +18,7 @@ from aether_core import PRESETS, SCALES, AetherConfig, AetherNet, is_fused
 from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
 from aether_spandrel.errors import CheckpointError
 
+
 @dataclass(frozen=True, kw_only=True)
 class Revision:
     """How one published revision is recognised and where it keeps what differs.
@@ -99,33 +100,37 @@ def read_network(checkpoint: Checkpoint) -> Network:
             not form one network; key, expected and found are named.
     """
     try:
-        revision = find_revision(checkpoint.state_dict)
-        if revision is None:
-            raise CheckpointError(
-                "this is not an AetherNet checkpoint of a known revision",
-                expected=" or ".join(", ".join(r.markers) for r in REVISIONS),
-                found=", ".join(list(checkpoint.state_dict)[:4]) + " ...",
-                advice="if another program loads it, it is another architecture",
-            )
-        tensors = {
-            key: tensor
-            for key, tensor in checkpoint.state_dict.items()
-            if not revision.ignored.search(key)
-        }
-        config = _infer_config(revision, tensors)
-        _check_tensors(config, tensors)
-        img_range, assumed = _img_range(revision, checkpoint.metadata)
-        return Network(
-            revision=revision,
-            config=config,
-            state_dict=_fold_img_range(tensors, img_range),
-            dtype=_main_dtype(tensors),
-            assumed=assumed,
-        )
+        return _read_network(checkpoint)
     except CheckpointError as error:
-        if checkpoint.path is None or error.file is not None:
+        if checkpoint.path is None:
             raise
         raise error.in_file(checkpoint.path) from None
+
+
+def _read_network(checkpoint: Checkpoint) -> Network:
+    revision = find_revision(checkpoint.state_dict)
+    if revision is None:
+        raise CheckpointError(
+            "this is not an AetherNet checkpoint of a known revision",
+            expected=" or ".join(", ".join(row.markers) for row in REVISIONS),
+            found=", ".join(list(checkpoint.state_dict)[:4]) + " ...",
+            advice="if another program loads it, it is another architecture",
+        )
+    tensors = {
+        key: tensor
+        for key, tensor in checkpoint.state_dict.items()
+        if not revision.ignored.search(key)
+    }
+    config = _infer_config(revision, tensors)
+    _check_tensors(config, tensors)
+    img_range, assumed = _img_range(revision, checkpoint.metadata)
+    return Network(
+        revision=revision,
+        config=config,
+        state_dict=_fold_img_range(tensors, img_range),
+        dtype=_main_dtype(tensors),
+        assumed=assumed,
+    )
 
 
 def _infer_config(revision: Revision, tensors: Mapping[str, Tensor]) -> AetherConfig:
@@ -257,9 +262,7 @@ def _shape(tensors: Mapping[str, Tensor], key: str, dims: int | None = None) -> 
     return shape
 
 
-def _img_range(
-    revision: Revision, metadata: Mapping[str, object]
-) -> tuple[float, dict[str, str]]:
+def _img_range(revision: Revision, metadata: Mapping[str, object]) -> tuple[float, dict[str, str]]:
     arch_config = metadata.get("arch_config")
     value: object = None
     if isinstance(arch_config, Mapping):
@@ -292,6 +295,4 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 def with_fused(network: Network, state_dict: Mapping[str, Tensor]) -> Network:
     """The same network with its fused tensors."""
-    return replace(
-        network, config=replace(network.config, fused=True), state_dict=dict(state_dict)
-    )
+    return replace(network, config=replace(network.config, fused=True), state_dict=dict(state_dict))

@@ -122,7 +122,7 @@ class AetherConfig:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that starts uninitialised; `AetherNet.init_weights` or a checkpoint fills it."""
+    """A convolution that starts uninitialised; `init_weights` or a checkpoint fills it."""
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
@@ -134,7 +134,7 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
         return F.conv2d(input, self.weight[:, :, None, None], self.bias)
 
@@ -142,14 +142,12 @@ class Linear(nn.Linear):
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of (N, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise each pixel over its channels; shape and memory format are kept."""
         channels_last = input.permute(0, 2, 3, 1)  # (N, H, W, C), a view in channels-last memory
-        return (
-            F.layer_norm(
-                channels_last, self.normalized_shape, self.weight, self.bias, self.eps
-            ).permute(0, 3, 1, 2)
-        )
+        return F.layer_norm(
+            channels_last, self.normalized_shape, self.weight, self.bias, self.eps
+        ).permute(0, 3, 1, 2)
 
 
 class ReparamConv(nn.Module):
@@ -363,7 +361,9 @@ PRESETS: Final[Mapping[str, AetherConfig]] = {
 """The published sizes; scale and channels are the caller's choice."""
 
 
-def _preset(name: str, scale: int, in_chans: int, img_range: float, drop_path_rate: float) -> AetherNet:
+def _preset(
+    name: str, scale: int, in_chans: int, img_range: float, drop_path_rate: float
+) -> AetherNet:
     network = AetherNet(
         replace(
             PRESETS[name],
@@ -438,7 +438,9 @@ def _fused_kernel(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Te
     names = ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias")
     missing = [prefix + name for name in names if prefix + name not in state_dict]
     if missing:
-        raise ValueError(f"cannot fuse {prefix.rstrip('.') or 'the block'}: {missing[0]} is missing")
+        raise ValueError(
+            f"cannot fuse {prefix.rstrip('.') or 'the block'}: {missing[0]} is missing"
+        )
     large, small, large_bias, small_bias = (state_dict[prefix + name] for name in names)
     margin = (large.shape[-1] - small.shape[-1]) // 2
     if (
