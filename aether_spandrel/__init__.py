@@ -5,10 +5,11 @@ what a file is.
 """
 
 from aether_spandrel.arch import AetherNetArch, install, load
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import AetherError, CheckpointError
 from aether_spandrel.inspection import CheckpointInfo, inspect
 
 __all__ = [
+    "AetherError",
     "AetherNetArch",
     "CheckpointError",
     "CheckpointInfo",

@@ -1,12 +1,14 @@
-"""The one exception that reading a checkpoint raises."""
+"""What goes wrong, in words a user can act on: one base type for all of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from typing_extensions import Self
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be read, and why.
+
+class AetherError(Exception):
+    """Something cannot be done, and why; the base of every error this project raises on purpose.
 
     Attributes:
         problem: One sentence that says what is wrong.
@@ -47,9 +49,9 @@ class CheckpointError(Exception):
         )
         return "\n".join([head, *(f"  {name:<9} {text}" for name, text in details if text)])
 
-    def in_file(self, file: Path) -> CheckpointError:
+    def in_file(self, file: Path) -> Self:
         """The same error with the name of the file that it concerns."""
-        return CheckpointError(
+        return type(self)(
             self.problem,
             file=file,
             key=self.key,
@@ -57,3 +59,7 @@ class CheckpointError(Exception):
             found=self.found,
             advice=self.advice,
         )
+
+
+class CheckpointError(AetherError):
+    """A checkpoint cannot be read: damaged, unsafe, or no AetherNet."""

@@ -268,7 +268,10 @@ class AetherNet(nn.Module):
         Returns:
             (N, in_chans, scale * H, scale * W), about [0, 1], not clipped.
         """
-        x = (x - self.mean) * self.config.img_range
+        if self.mean:
+            x = x - self.mean
+        if self.config.img_range != 1.0:
+            x = x * self.config.img_range
         # Channels-last makes the permutations around each normalisation free views.
         x = x.contiguous(memory_format=torch.channels_last)
         features = self.conv_first(x)  # (N, embed_dim, H, W)
@@ -277,7 +280,10 @@ class AetherNet(nn.Module):
             body = stage(body)
         body = self.conv_after_body(self.norm(body)) + features
         body = self.upsample(self.conv_before_upsample(body))  # (N, 64, scale * H, scale * W)
-        return self.conv_last(body) / self.config.img_range + self.mean
+        y = self.conv_last(body)
+        if self.config.img_range != 1.0:
+            y = y / self.config.img_range
+        return y + self.mean if self.mean else y
 
     def init_weights(self) -> None:
         """Draw fresh weights from torch's global generator, for training."""

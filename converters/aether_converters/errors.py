@@ -1,0 +1,50 @@
+"""What can go wrong while converting, verifying and upscaling."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Final
+
+from aether_spandrel.errors import AetherError
+
+
+class ConversionError(AetherError):
+    """An artefact cannot be written, or was written and differs from its source."""
+
+
+class ImageError(AetherError):
+    """A picture cannot be read or written."""
+
+
+class MissingExtraError(AetherError):
+    """An optional package is needed that is not installed."""
+
+
+EXTRAS: Final = {
+    "onnx": "convert",
+    "onnxruntime": "convert",
+    "PIL": "convert",
+    "tifffile": "convert",
+    "imagecodecs": "convert",
+    "numpy": "convert",
+    "rich": "convert",
+}
+"""The extra that brings each optional module."""
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional module.
+
+    Raises:
+        MissingExtraError: It is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        extra = EXTRAS[module.split(".")[0]]
+        raise MissingExtraError(
+            f"this needs the Python package {module}, which cannot be imported",
+            found=str(error),
+            advice=f'pip install "aether-spandrel[{extra}]"',
+        ) from error

@@ -1,0 +1,288 @@
+"""The network as an ONNX graph: traced symbolically, then lowered operator by operator.
+
+Tracing records the network's own `forward`, so the arithmetic is written once, in `aether_core`.
+The graph follows what ChaiNNer, vs-mlrt and onnxruntime 1.17 accept: opset 17, IR version 8, one
+`input`, one `output`, named dynamic axes, no shape arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper
+from torch import Tensor, fx, nn
+
+from aether_converters.errors import ConversionError
+
+OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
+IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
+INPUT: Final = "input"
+OUTPUT: Final = "output"
+DTYPES: Final = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+
+Shape = tuple[int, int, int, int]
+OnnxPrecision = Literal["fp32", "fp16"]
+
+
+class _Tracer(fx.Tracer):
+    """Traces into every module, so that only functions on tensors remain."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return False
+
+
+@dataclass
+class _Graph:
+    """An ONNX graph under construction, in topological order by construction."""
+
+    dtype: torch.dtype
+    nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
+    initializers: dict[str, TensorProto] = field(default_factory=dict[str, TensorProto])
+
+    def add(self, op: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+        """Append a node and return the name of its one output."""
+        unique, count = name, 1
+        while any(node.name == unique for node in self.nodes):
+            count += 1
+            unique = f"{name}_{count}"
+        output = f"{unique}.out"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=unique, **attributes))
+        return output
+
+    def constant(self, tensor: Tensor, name: str) -> str:
+        """Store a tensor in the graph's dtype and return its name."""
+        if name not in self.initializers:
+            stored = tensor.detach().to(self.dtype).contiguous().cpu()
+            if not bool(torch.isfinite(stored).all()) and bool(torch.isfinite(tensor).all()):
+                raise ConversionError(
+                    f"a weight overflows {str(self.dtype).removeprefix('torch.')}",
+                    key=name,
+                    expected="values of at most 65504",
+                    found=f"{float(tensor.abs().max()):g}",
+                    advice="convert with --precision fp32",
+                )
+            raw = cast(bytes, stored.numpy().tobytes())
+            self.initializers[name] = helper.make_tensor(
+                name, DTYPES[self.dtype], list(stored.shape), raw, raw=True
+            )
+        return name
+
+    def scalar(self, value: float) -> str:
+        """Store one number, shared by all who use it."""
+        return self.constant(torch.tensor(value, dtype=torch.float64), f"constant_{value:.9g}")
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A tensor known while lowering; `name` is its key in the state dict."""
+
+    tensor: Tensor
+    name: str
+
+
+Operand = str | _Constant | float | int | tuple[int, ...] | None
+Lowering = Callable[[_Graph, str, Sequence[Any], Mapping[str, Any]], str]
+
+
+def _operand(graph: _Graph, value: Operand) -> str:
+    if isinstance(value, _Constant):
+        return graph.constant(value.tensor, value.name)
+    if isinstance(value, (int, float)):
+        return graph.scalar(value)
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r} is no tensor")
+
+
+def _binary(op: str) -> Lowering:
+    def lower(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+        return graph.add(op, [_operand(graph, args[0]), _operand(graph, args[1])], name)
+
+    return lower
+
+
+def _conv2d(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    weight: _Constant = given["weight"]
+    padding = _pair(given.get("padding", 0))
+    inputs = [_operand(graph, given["input"]), _operand(graph, weight)]
+    if given.get("bias") is not None:
+        inputs.append(_operand(graph, given["bias"]))
+    return graph.add(
+        "Conv",
+        inputs,
+        weight.name.removesuffix(".weight") or name,
+        kernel_shape=list(weight.tensor.shape[2:]),
+        pads=[*padding, *padding],
+        strides=list(_pair(given.get("stride", 1))),
+        dilations=list(_pair(given.get("dilation", 1))),
+        group=given.get("groups", 1),
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _layer_norm(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    inputs = [_operand(graph, given[key]) for key in ("input", "weight", "bias")]
+    return graph.add("LayerNormalization", inputs, name, axis=-1, epsilon=given["eps"])
+
+
+def _gelu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    """X * (1 + erf(x / sqrt 2)) * 0.5, in the form that onnxruntime fuses into one kernel."""
+    x = _operand(graph, args[0])
+    scaled = graph.add("Div", [x, graph.scalar(math.sqrt(2.0))], f"{name}.div")
+    shifted = graph.add(
+        "Add", [graph.add("Erf", [scaled], f"{name}.erf"), graph.scalar(1.0)], f"{name}.add"
+    )
+    product = graph.add("Mul", [x, shifted], f"{name}.mul")
+    return graph.add("Mul", [product, graph.scalar(0.5)], f"{name}.half")
+
+
+def _leaky_relu(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    slope = args[1] if len(args) > 1 else kwargs["negative_slope"]
+    return graph.add("LeakyRelu", [_operand(graph, args[0])], name, alpha=slope)
+
+
+def _pixel_shuffle(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    x = _operand(graph, args[0])
+    return graph.add("DepthToSpace", [x], name, blocksize=args[1], mode="CRD")
+
+
+def _permute(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    return graph.add("Transpose", [_operand(graph, args[0])], name, perm=list(args[1:]))
+
+
+def _identity(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    """Memory formats do not exist in ONNX."""
+    del name
+    return _operand(graph, args[0])
+
+
+LOWERINGS: Final[Mapping[object, Lowering]] = {
+    operator.add: _binary("Add"),
+    operator.sub: _binary("Sub"),
+    operator.mul: _binary("Mul"),
+    operator.truediv: _binary("Div"),
+    F.conv2d: _conv2d,
+    torch.conv2d: _conv2d,
+    F.layer_norm: _layer_norm,
+    F.gelu: _gelu,
+    F.leaky_relu: _leaky_relu,
+    F.pixel_shuffle: _pixel_shuffle,
+    "permute": _permute,
+    "contiguous": _identity,
+}
+"""How each operator of the network is written in ONNX; methods go by their name."""
+
+
+def build_onnx(
+    network: nn.Module,
+    *,
+    channels: tuple[int, int],
+    scale: int,
+    precision: OnnxPrecision = "fp32",
+    shape: Shape | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The network as an ONNX model, checked, with strict shape inference.
+
+    "input" (batch, C_in, height, width) -> "output" (batch, C_out, scale * height,
+    scale * width), RGB in [0, 1], not clipped; both in the dtype of `precision`.
+
+    Args:
+        network: In eval mode, on the CPU.
+        channels: Of input and output.
+        scale: Upscaling factor.
+        precision: Of weights, arithmetic, input and output.
+        shape: (N, C, H, W) of a static graph; None makes batch, height and width dynamic.
+        metadata: Becomes the model's metadata_props.
+
+    Raises:
+        ConversionError: An operator has no lowering, a weight overflows the dtype, or the shape
+            does not fit the network.
+    """
+    if shape is not None and shape[1] != channels[0]:
+        raise ConversionError(
+            "the shape does not fit the network",
+            expected=f"{channels[0]} channels, as Nx{channels[0]}xHxW",
+            found="x".join(map(str, shape)),
+        )
+    graph = _Graph(torch.float16 if precision == "fp16" else torch.float32)
+    result = _lower(graph, network)
+    graph.nodes[-1].output[0] = OUTPUT
+    if result != f"{graph.nodes[-1].name}.out":
+        raise ConversionError("the traced network does not end with its output")
+    dims_in: Sequence[int | str]
+    dims_out: Sequence[int | str]
+    if shape is not None:
+        dims_in = shape
+        dims_out = (shape[0], channels[1], shape[2] * scale, shape[3] * scale)
+    else:
+        names = ("height", "width") if scale == 1 else ("upscaled_height", "upscaled_width")
+        dims_in = ("batch", channels[0], "height", "width")
+        dims_out = ("batch", channels[1], *names)
+    dtype = DTYPES[graph.dtype]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "AetherNet",
+            [helper.make_tensor_value_info(INPUT, dtype, dims_in)],
+            [helper.make_tensor_value_info(OUTPUT, dtype, dims_out)],
+            list(graph.initializers.values()),
+        ),
+        producer_name="aether-spandrel",
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    if metadata:
+        helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _lower(graph: _Graph, network: nn.Module) -> str:
+    """Append every traced operation to the graph; returns the name of the result."""
+    tensors = dict(network.state_dict())
+    values: dict[fx.Node, Operand] = {}
+    for node in _Tracer().trace(network).nodes:
+        if node.op == "placeholder":
+            values[node] = INPUT
+        elif node.op == "get_attr":
+            key = str(node.target)
+            values[node] = _Constant(tensors[key], key)
+        elif node.op == "output":
+            return cast(str, values[cast(fx.Node, node.args[0])])
+        else:
+            values[node] = _lower_call(graph, node, values)
+    raise ConversionError("the traced network has no output")
+
+
+def _lower_call(graph: _Graph, node: fx.Node, values: Mapping[fx.Node, Operand]) -> Operand:
+    def resolve(argument: fx.Node) -> Any:
+        return values[argument]
+
+    args = cast(tuple[Any, ...], fx.node.map_arg(node.args, resolve))
+    kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, resolve))
+    if node.target is operator.getitem and isinstance(args[0], _Constant):
+        return _Constant(args[0].tensor[args[1]], args[0].name)
+    lowering = LOWERINGS.get(node.target)
+    if lowering is None:
+        raise ConversionError(
+            "the network uses an operator that has no ONNX form here",
+            key=node.name,
+            found=str(node.target),
+            advice="add a row to LOWERINGS in aether_converters/onnx_graph.py",
+        )
+    return lowering(graph, node.name, args, kwargs)
