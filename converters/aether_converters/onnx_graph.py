@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
 
@@ -46,7 +47,7 @@ class _Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     initializers: dict[str, TensorProto] = field(default_factory=dict[str, TensorProto])
 
-    def add(self, op: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+    def add(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Append a node and return the name of its one output."""
         unique, count = name, 1
         while any(node.name == unique for node in self.nodes):
@@ -68,7 +69,7 @@ class _Graph:
                     found=f"{float(tensor.abs().max()):g}",
                     advice="convert with --precision fp32",
                 )
-            raw = cast(bytes, stored.numpy().tobytes())
+            raw = stored.numpy().tobytes()
             self.initializers[name] = helper.make_tensor(
                 name, DTYPES[self.dtype], list(stored.shape), raw, raw=True
             )
@@ -273,8 +274,8 @@ def _lower_call(graph: _Graph, node: fx.Node, values: Mapping[fx.Node, Operand])
     def resolve(argument: fx.Node) -> Any:
         return values[argument]
 
-    args = cast(tuple[Any, ...], fx.node.map_arg(node.args, resolve))
-    kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, resolve))
+    args = cast(tuple[Any, ...], map_arg(node.args, resolve))
+    kwargs = cast(dict[str, Any], map_arg(node.kwargs, resolve))
     if node.target is operator.getitem and isinstance(args[0], _Constant):
         return _Constant(args[0].tensor[args[1]], args[0].name)
     lowering = LOWERINGS.get(node.target)
