@@ -4,9 +4,15 @@
 what a file is.
 """
 
-from aether_spandrel.arch import AetherNetArch, install, load
-from aether_spandrel.errors import AetherError, CheckpointError
-from aether_spandrel.inspection import CheckpointInfo, inspect
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aether_spandrel.arch import AetherNetArch, install, load
+    from aether_spandrel.errors import AetherError, CheckpointError
+    from aether_spandrel.inspection import CheckpointInfo, inspect
 
 __all__ = [
     "AetherError",
@@ -17,3 +23,21 @@ __all__ = [
     "install",
     "load",
 ]
+
+# Imported when first used: importing spandrel takes seconds, which `inspect` does without.
+_HOMES: Final = {
+    "AetherError": "aether_spandrel.errors",
+    "AetherNetArch": "aether_spandrel.arch",
+    "CheckpointError": "aether_spandrel.errors",
+    "CheckpointInfo": "aether_spandrel.inspection",
+    "inspect": "aether_spandrel.inspection",
+    "install": "aether_spandrel.arch",
+    "load": "aether_spandrel.arch",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from spandrel import (
     MAIN_REGISTRY,
     Architecture,
@@ -16,13 +15,18 @@ from spandrel import (
     ModelTiling,
     SizeRequirements,
 )
-from torch import Tensor
 from typing_extensions import override
 
-from aether_core import AetherNet, build_network, fuse_state_dict
+from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.errors import CheckpointError
-from aether_spandrel.revisions import Network, find_revision, read_network, with_fused
+from aether_spandrel.revisions import (
+    Network,
+    find_revision,
+    float_weights,
+    fuse,
+    read_network,
+)
 
 
 class AetherNetArch(Architecture[AetherNet]):
@@ -76,18 +80,6 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
         size_requirements=SizeRequirements(),
         tiling=ModelTiling.SUPPORTED,
     )
-
-
-def fuse(network: Network) -> Network:
-    """The network with each block's two kernels fused, in float32 at least."""
-    if network.config.fused:
-        return network
-    return with_fused(network, fuse_state_dict(float_weights(network)))
-
-
-def float_weights(network: Network) -> dict[str, Tensor]:
-    """The network's tensors in float32; those that are float32 already are shared, not copied."""
-    return {key: tensor.to(torch.float32) for key, tensor in network.state_dict.items()}
 
 
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:

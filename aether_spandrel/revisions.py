@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aether_core import PRESETS, SCALES, AetherConfig, AetherNet, is_fused
+from aether_core import PRESETS, SCALES, AetherConfig, AetherNet, fuse_state_dict, is_fused
 from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
 from aether_spandrel.errors import CheckpointError
 
@@ -293,6 +293,17 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def with_fused(network: Network, state_dict: Mapping[str, Tensor]) -> Network:
-    """The same network with its fused tensors."""
-    return replace(network, config=replace(network.config, fused=True), state_dict=dict(state_dict))
+def fuse(network: Network) -> Network:
+    """The network with each block's two kernels fused, in float32."""
+    if network.config.fused:
+        return network
+    return replace(
+        network,
+        config=replace(network.config, fused=True),
+        state_dict=fuse_state_dict(float_weights(network)),
+    )
+
+
+def float_weights(network: Network) -> dict[str, Tensor]:
+    """The network's tensors in float32; those that are float32 already are shared, not copied."""
+    return {key: tensor.to(torch.float32) for key, tensor in network.state_dict.items()}

@@ -13,6 +13,10 @@ class ConversionError(AetherError):
     """An artefact cannot be written, or was written and differs from its source."""
 
 
+class ModelError(AetherError):
+    """A model file cannot be run."""
+
+
 class ImageError(AetherError):
     """A picture cannot be read or written."""
 

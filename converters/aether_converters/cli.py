@@ -1,0 +1,524 @@
+"""The command `aethernet`: inspect, convert, upscale and verify AetherNet models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from aether_spandrel.errors import AetherError
+
+if TYPE_CHECKING:
+    from aether_converters.conversion import Report
+    from aether_converters.upscaling import PictureReport
+
+# Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
+# answers at once and `inspect` needs no extra.
+
+FORMATS: Final = ("pth", "safetensors", "onnx")
+PRECISIONS: Final = ("fp32", "fp16")
+IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
+
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+
+DESCRIPTION: Final = """\
+Load, convert and run AetherNet super-resolution models.
+
+  aethernet inspect model.pth                      what is this file?
+  aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
+  aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
+  aethernet verify  model.pth release/*            do these files compute what the model computes?
+"""
+
+INSPECT: Final = """\
+Say what a checkpoint is, from its tensors alone: revision, size, scale, channels, fused or not.
+
+examples:
+  aethernet inspect model.pth
+  aethernet inspect --json model.safetensors
+"""
+
+CONVERT: Final = """\
+Convert a checkpoint to fused files for inference. Each file is read back from disk and compared
+with the original network before it gets its name; one that differs is not kept.
+
+examples:
+  aethernet convert model.pth                                everything, beside the model
+  aethernet convert model.pth --to onnx --precision fp16     for ChaiNNer, vs-mlrt, TensorRT
+  aethernet convert model.pth --to onnx --shape 1x3x720x1280 one picture size only
+  aethernet convert model.pth --out release/ --force         replace older files
+"""
+
+UPSCALE: Final = """\
+Enlarge pictures with a .pth, .safetensors or .onnx model. Transparency, greyscale, 16 bit, colour
+profile and orientation are kept. Large pictures are cut into overlapping tiles, without seams.
+
+examples:
+  aethernet upscale model.pth photo.png                      writes photo_2x.png
+  aethernet upscale model.onnx photos/ --out enlarged/       a whole folder
+  aethernet upscale model.pth scan.tif --format tiff         keep TIFF
+  aethernet upscale model.pth huge.png --memory 0.5          with half a GiB for the tiles
+"""
+
+VERIFY: Final = """\
+Compare model files with the checkpoint they were made from, on built-in pictures and your own.
+
+examples:
+  aethernet verify model.pth release/*
+  aethernet verify model.pth model_fp16.onnx --pictures photos/
+"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """Another process asked this one to stop."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 for success, 1 for failure, 2 for usage."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return options.run(options)
+    except AetherError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as interruption:
+        _fail("interrupted; no unfinished file was left")
+        return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
+    except MemoryError:
+        return _fail("memory ran out\n  next      close other programs, or try a smaller --tile")
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain about it while exiting.
+        sys.stderr.close()
+        return FAILED
+    except Exception as error:  # noqa: BLE001  a defect of ours: one line for users
+        if options.debug:
+            traceback.print_exc()
+        return _fail(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "  next      run it again with --debug in front, and report the output"
+        )
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _fail(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return FAILED
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from aether_spandrel.inspection import inspect
+
+    found = [inspect(path) for path in options.models]
+    if options.json:
+        facts = [info.as_dict() for info in found]
+        _print_json(facts[0] if len(facts) == 1 else facts)
+        return 0
+    for info in found:
+        config = info.config
+        channels = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}[config.in_chans]
+        kernels = f"{config.lk_kernel}x{config.lk_kernel}"
+        rows = [
+            ("network", f"AetherNet {info.preset or 'of its own size'}, revision {info.revision}"),
+            ("scale", f"{config.scale}x"),
+            ("channels", channels),
+            ("embed_dim", str(config.embed_dim)),
+            ("depths", ", ".join(map(str, config.depths))),
+            ("ffn_dim", str(config.ffn_dim)),
+            (
+                "kernels",
+                f"{kernels}, fused"
+                if info.fused
+                else f"{kernels} and {config.sk_kernel}x{config.sk_kernel}, not fused",
+            ),
+            ("weights", f"{info.parameters:,} in {info.dtype}"),
+            ("quantised", "trained with fake quantisation (QAT)" if info.qat else "no"),
+            *([("taken from", info.wrapper)] if info.wrapper else []),
+            *(("assumed", f"{name} = {why}") for name, why in info.assumed.items()),
+            *(("warning", text) for text in info.warnings),
+        ]
+        print(info.path)
+        for name, text in rows:
+            print(f"  {name:<11}{text}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from aether_converters.conversion import convert
+
+    steps = 2 + len(options.to) * len(options.precision)
+    with _progress("converting", steps, quiet=options.quiet) as advance:
+        report = convert(
+            options.model,
+            options.out,
+            to=options.to,
+            precision=options.precision,
+            shape=options.shape,
+            name=options.name,
+            force=options.force,
+            progress=advance,
+        )
+    return _print_report(report, options, kept="written", dropped="not kept")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from aether_converters.conversion import verify
+    from aether_converters.upscalers import SUFFIXES
+
+    files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
+    for path in options.files:
+        if path not in files:
+            print(f"{path}: not a model file, left out", file=sys.stderr)
+    if not files:
+        return _fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+    with _progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
+        report = verify(options.model, files, pictures=options.pictures, progress=advance)
+    return _print_report(report, options, kept="equal", dropped="differs")
+
+
+def _upscale(options: argparse.Namespace) -> int:
+    from aether_converters.errors import require
+
+    for module in ("PIL", "tifffile", "imagecodecs"):
+        require(module)
+    from aether_converters.upscalers import open_upscaler
+    from aether_converters.upscaling import TileOptions, plan_jobs, run_job
+
+    upscaler = open_upscaler(options.model, device=options.device)
+    tiles = TileOptions(
+        tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
+    )
+    jobs = plan_jobs(
+        options.pictures,
+        options.out,
+        upscaler.scale,
+        image_format=options.format,
+        recursive=options.recursive,
+    )
+    reports: list[PictureReport] = []
+    with _tile_progress(len(jobs), quiet=options.quiet) as (on_picture, on_tile):
+        for job in jobs:
+            on_picture(job.source.name)
+            report = run_job(
+                job,
+                upscaler,
+                tiles,
+                quality=options.quality,
+                force=options.force,
+                on_tile=on_tile,
+            )
+            reports.append(report)
+    failed = [report for report in reports if report.outcome == "failed"]
+    if options.json:
+        _print_json([report.as_dict() for report in reports])
+    else:
+        for report in reports:
+            _print_picture(report)
+    return FAILED if failed else 0
+
+
+def _print_picture(report: PictureReport) -> None:
+    if report.outcome == "failed":
+        _fail("\n".join(report.notes))
+        return
+    facts = report.outcome
+    if report.size is not None:
+        width, height = report.size
+        tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
+        facts = f"{width} x {height} px, {tiles}, {report.seconds:.1f} s"
+    print(f"{report.target}: {'; '.join([facts, *report.notes])}")
+
+
+def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dropped: str) -> int:
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        rich: Any = _rich("table")
+        table = rich.Table(title=f"compared with {report.source.path.name}", title_justify="left")
+        for column, justify in REPORT_COLUMNS:
+            table.add_column(column, justify=justify, overflow="fold")
+        for artefact in report.artefacts:
+            table.add_row(
+                str(artefact.path),
+                f"{artefact.bytes / 2**20:.2f} MiB",
+                f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
+                f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
+                artefact.limit,
+                kept if artefact.passed else f"[bold]{dropped}[/]",
+            )
+        _console(sys.stdout).print(table)
+        for warning in report.source.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    for artefact in report.artefacts:
+        if not artefact.passed:
+            _fail(f"{artefact.path}: {dropped}: {artefact.problem}")
+    return 0 if report.passed else FAILED
+
+
+REPORT_COLUMNS: Final = (
+    ("file", "left"),
+    ("size", "right"),
+    ("max diff", "right"),
+    ("PSNR", "right"),
+    ("limit", "left"),
+    ("result", "left"),
+)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _rich(module: str) -> Any:
+    """A module of rich, which only commands with progress bars and tables need."""
+    from aether_converters.errors import require
+
+    return require(f"rich.{module}")
+
+
+def _console(stream: Any) -> Any:
+    # Where nobody looks, in a pipe or a log, a table must not be squeezed into 80 columns.
+    return _rich("console").Console(file=stream, width=None if stream.isatty() else 160)
+
+
+@contextmanager
+def _progress(title: str, steps: int, *, quiet: bool) -> Generator[Callable[[str], None]]:
+    """A progress bar on stderr that moves on with each step that is named."""
+    rich: Any = _rich("progress")
+    bar = rich.Progress(
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        console=_console(sys.stderr),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(title, total=steps)
+        started = False
+
+        def advance(step: str) -> None:
+            nonlocal started
+            bar.update(task, advance=1 if started else 0, description=f"{title}: {step}")
+            started = True
+
+        yield advance
+
+
+@contextmanager
+def _tile_progress(
+    pictures: int, *, quiet: bool
+) -> Generator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Progress bars on stderr for pictures and for the tiles of the current one."""
+    rich: Any = _rich("progress")
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(elapsed_when_finished=True),
+        console=_console(sys.stderr),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        overall = bar.add_task("pictures", total=pictures)
+        current = bar.add_task("tiles", total=None)
+        begun = 0
+
+        def on_picture(name: str) -> None:
+            nonlocal begun
+            bar.update(overall, completed=begun)
+            bar.update(current, completed=0, total=None, description=name)
+            begun += 1
+
+        def on_tile(done: int, total: int) -> None:
+            bar.update(current, completed=done, total=total)
+
+        yield on_picture, on_tile
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aethernet",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("aether-spandrel"))
+    parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    inspect = _command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
+    inspect.add_argument("models", nargs="+", type=Path, metavar="model", help=CHECKPOINT)
+
+    convert = _command(
+        commands, "convert", _convert, "make fused .pth, .safetensors and .onnx files", CONVERT
+    )
+    convert.add_argument("model", type=Path, help=CHECKPOINT)
+    convert.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
+    convert.add_argument(
+        "--to",
+        type=_list_of(FORMATS),
+        default=list(FORMATS),
+        metavar="FORMATS",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: all)",
+    )
+    convert.add_argument(
+        "--precision",
+        type=_list_of(PRECISIONS),
+        default=list(PRECISIONS),
+        metavar="PRECISIONS",
+        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all)",
+    )
+    convert.add_argument(
+        "--shape",
+        type=_shape,
+        metavar="NxCxHxW",
+        help="write ONNX for this input alone, such as 1x3x720x1280 (default: any batch and size)",
+    )
+    convert.add_argument(
+        "--name", type=_name, help="the model's name in the file names (default: the model's own)"
+    )
+    convert.add_argument("--force", action="store_true", help="replace files that exist")
+
+    upscale = _command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
+    upscale.add_argument("model", type=Path, help=".pth, .safetensors or .onnx")
+    upscale.add_argument(
+        "pictures", nargs="+", type=Path, metavar="picture", help="pictures, or folders of them"
+    )
+    upscale.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="a folder, or a file name for one picture (default: the scale in the name)",
+    )
+    upscale.add_argument(
+        "--format",
+        choices=IMAGE_FORMATS,
+        default="png",
+        help="of the enlarged pictures (default: png)",
+    )
+    upscale.add_argument(
+        "--quality",
+        type=_integer(1, 100),
+        default=95,
+        metavar="1-100",
+        help="of JPEG and WebP; WebP is lossless at 100 (default: 95)",
+    )
+    upscale.add_argument(
+        "--tile",
+        type=_integer(1, 2**16),
+        metavar="PX",
+        help="side of a tile (default: from --memory)",
+    )
+    upscale.add_argument(
+        "--overlap",
+        type=_integer(0, 2**14),
+        metavar="PX",
+        help="that tiles see beyond their part (default: all that the result can depend on)",
+    )
+    upscale.add_argument(
+        "--memory",
+        type=_positive,
+        default=1.0,
+        metavar="GIB",
+        help="that one tile may take (default: 1)",
+    )
+    upscale.add_argument(
+        "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
+    )
+    upscale.add_argument("--recursive", action="store_true", help="enter folders within folders")
+    upscale.add_argument("--force", action="store_true", help="replace pictures that exist")
+
+    verify = _command(commands, "verify", _verify, "compare files with their source", VERIFY)
+    verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
+    verify.add_argument("files", nargs="+", type=Path, metavar="file", help="what was made of it")
+    verify.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders to compare on too; the middle 512 x 512 px of each",
+    )
+    return parser
+
+
+CHECKPOINT: Final = ".pth, .pt, .ckpt or .safetensors checkpoint"
+
+
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for scripts")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _list_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        values = [part.strip().lower() for part in text.split(",") if part.strip()]
+        unknown = [value for value in values if value not in choices]
+        if unknown or not values:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(choices)}"
+            )
+        return list(dict.fromkeys(values))
+
+    return parse
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 2**20:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 1x3x720x1280 (NxCxHxW)")
+    return tuple(int(part) for part in parts)
+
+
+def _name(text: str) -> str:
+    if not text or text != Path(text).name or set(text) & set('\\/:*?"<>|'):
+        raise argparse.ArgumentTypeError(f"{text} cannot be part of a file name")
+    return text

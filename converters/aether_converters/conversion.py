@@ -1,0 +1,371 @@
+"""One checkpoint in, verified artefacts out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.errors import ConversionError, require
+from aether_converters.upscalers import (
+    FORMATS,
+    PRECISIONS,
+    Format,
+    Image,
+    open_upscaler,
+)
+from aether_converters.verification import ArtefactReport, Reference, verify_artefact
+from aether_core import build_network
+from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.inspection import CheckpointInfo, describe_network
+from aether_spandrel.revisions import Network, float_weights, fuse, read_network
+
+Precision = Literal["fp32", "fp16"]
+TARGET_PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+Shape = tuple[int, int, int, int]
+Progress = Callable[[str], None]
+
+NAME_NOISE: Final = re.compile(
+    r"(?:^|[_\-. ])(?:x?\d+x|x\d+|fp16|fp32|bf16|fp64|float16|float32|fused|unfused)(?=$|[_\-. ])",
+    re.IGNORECASE,
+)
+"""Parts of a file's name that the artefact's own name states anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The checkpoint that is converted.
+
+    Attributes:
+        path: The file.
+        sha256: Of the file, in hexadecimal.
+        checkpoint: As read.
+        network: As inferred, in the form and dtype in which it is stored.
+    """
+
+    path: Path
+    sha256: str
+    checkpoint: Checkpoint = field(repr=False)
+    network: Network
+
+    @cached_property
+    def fused(self) -> Network:
+        """The network with fused kernels."""
+        return fuse(self.network)
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """Facts about the file."""
+        return describe_network(self.checkpoint, self.network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a conversion or verification found: the source, and each artefact."""
+
+    source: CheckpointInfo
+    source_sha256: str
+    artefacts: tuple[ArtefactReport, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artefact equals its source within its limit."""
+        return all(artefact.passed for artefact in self.artefacts)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as JSON-ready values."""
+        return {
+            "passed": self.passed,
+            "source": {**self.source.as_dict(), "sha256": self.source_sha256},
+            "artefacts": [artefact.as_dict() for artefact in self.artefacts],
+        }
+
+
+def _silent(_step: str) -> None:
+    pass
+
+
+def read_source(path: str | Path) -> Source:
+    """Read a checkpoint to be converted or compared with.
+
+    Raises:
+        CheckpointError: The file cannot be read or is no AetherNet.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return Source(
+        path=path,
+        sha256=digest.hexdigest(),
+        checkpoint=checkpoint,
+        network=read_network(checkpoint),
+    )
+
+
+def convert(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    to: Sequence[Format] = FORMATS,
+    precision: Sequence[Precision] = TARGET_PRECISIONS,
+    shape: Shape | None = None,
+    name: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint to fused artefacts, each compared with the source before it appears.
+
+    An artefact that differs from its source by more than its limit is not kept; the report says
+    so, and the others are not affected.
+
+    Args:
+        source: A `.pth`, `.pt`, `.ckpt` or `.safetensors` checkpoint.
+        out: Folder of the artefacts, made if it is missing; by default that of the source.
+        to: Formats to write.
+        precision: Precisions in which each is written.
+        shape: (N, C, H, W) of a static ONNX graph; None for dynamic batch, height and width.
+        name: The model's name within the file names; by default taken from the source's.
+        force: Replace files that exist. The source itself is never replaced.
+        progress: Called with a few words before each step.
+
+    Returns:
+        The figures of every artefact.
+
+    Raises:
+        CheckpointError: The source cannot be read or is no AetherNet.
+        ConversionError: A target exists, the options do not fit the network, or a file cannot be
+            written.
+        MissingExtraError: A format needs a package that is not installed.
+    """
+    say = progress or _silent
+    say("reading the checkpoint")
+    origin = read_source(source)
+    folder = Path(out) if out is not None else origin.path.parent
+    targets: dict[Path, tuple[Format, Precision]] = {
+        folder / file_name(origin, kind, held, shape=shape, name=name): (kind, held)
+        for kind in to
+        for held in precision
+    }
+    for target in targets:
+        if target.exists() and target.samefile(origin.path):
+            raise ConversionError(
+                "the artefact would replace its own source",
+                file=target,
+                advice="choose another folder with --out, or another --name",
+            )
+        refuse_existing(target, force=force)
+    if "onnx" in to:
+        require("onnx")
+        require("onnxruntime")
+    _check_shape(origin, shape)
+    say("running the source network")
+    reference = Reference(origin.network)
+    artefacts: list[ArtefactReport] = []
+    for target, (kind, held) in targets.items():
+        say(target.name)
+        artefacts.append(_write(origin, reference, target, kind, held, shape, force=force))
+    return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(artefacts))
+
+
+def _write(
+    source: Source,
+    reference: Reference,
+    target: Path,
+    kind: Format,
+    precision: Precision,
+    shape: Shape | None,
+    *,
+    force: bool,
+) -> ArtefactReport:
+    content = WRITERS[kind](source, precision, shape)
+    with complete_or_nothing(target, force=force) as partial:
+        partial.path.write_bytes(content)
+        report = verify_artefact(open_upscaler(partial.path, format=kind), reference)
+        if not report.passed:
+            partial.discard()
+    return replace(report, path=target)
+
+
+def verify(
+    source: str | Path,
+    artefacts: Sequence[str | Path],
+    *,
+    pictures: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Compare artefacts with the checkpoint they were made from.
+
+    Args:
+        source: The checkpoint.
+        artefacts: `.pth`, `.safetensors` or `.onnx` files, ours or other people's.
+        pictures: Picture files and folders to compare on, beside the built-in pictures.
+        progress: Called with a few words before each step.
+
+    Returns:
+        The figures of every artefact; `passed` says whether all are within their limits.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read or is no AetherNet.
+        ModelError: An ONNX file cannot be run.
+        ConversionError: The source gives no picture, or an artefact one of another size.
+        ImageError: A picture cannot be read.
+        MissingExtraError: The runtime of a format is not installed.
+    """
+    say = progress or _silent
+    say("running the source network")
+    origin = read_source(source)
+    images: list[Image] = []
+    if pictures:
+        for module in ("PIL", "tifffile", "imagecodecs"):
+            require(module)
+        from aether_converters.upscaling import comparison_images
+
+        images = comparison_images(pictures, origin.network.config.in_chans)
+    reference = Reference(origin.network, images)
+    found: list[ArtefactReport] = []
+    for artefact in artefacts:
+        say(Path(artefact).name)
+        found.append(verify_artefact(open_upscaler(artefact), reference))
+    return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(found))
+
+
+def file_name(
+    source: Source,
+    kind: Format,
+    precision: str,
+    *,
+    shape: Shape | None = None,
+    name: str | None = None,
+) -> str:
+    """The artefact's name in the community's habit, such as `2x_name_fp16.onnx`."""
+    stem = name or NAME_NOISE.sub("", source.path.stem).strip("_-. ") or "aether"
+    size = f"_{shape[2]}x{shape[3]}" if shape and kind == "onnx" else ""
+    return f"{source.network.config.scale}x_{stem}_{precision}{size}.{kind}"
+
+
+def describe_artefact(source: Source, precision: str) -> dict[str, object]:
+    """What an artefact says about itself, in plain types; the same for the same source."""
+    config = source.fused.config
+    return {
+        "model_name": NAME_NOISE.sub("", source.path.stem).strip("_-. "),
+        "architecture": "AetherNet",
+        "revision": source.network.revision.name,
+        "scale": config.scale,
+        "in_chans": config.in_chans,
+        "img_range": config.img_range,
+        "precision": precision,
+        "fused": True,
+        "receptive_radius": config.receptive_radius,
+        "arch_config": _arch_config(source.fused),
+        "source_sha256": source.sha256,
+        "aether_spandrel": version("aether-spandrel"),
+        "torch": str(torch.__version__),
+    }
+
+
+def _arch_config(network: Network) -> dict[str, object]:
+    """The configuration under the published names."""
+    config = asdict(network.config)
+    return {
+        **config,
+        "depths": list(network.config.depths),
+        "mlp_ratio": network.config.ffn_dim / network.config.embed_dim,
+    }
+
+
+def _as_text(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Metadata for formats that store text alone."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in metadata.items()
+    }
+
+
+def _stored_weights(source: Source, precision: str) -> dict[str, Tensor]:
+    """The fused tensors in a precision.
+
+    Raises:
+        ConversionError: A weight overflows it.
+    """
+    stored: dict[str, Tensor] = {}
+    for key, tensor in float_weights(source.fused).items():
+        stored[key] = tensor.to(PRECISIONS[precision]).contiguous()
+        if not bool(torch.isfinite(stored[key]).all()) and bool(torch.isfinite(tensor).all()):
+            raise ConversionError(
+                f"a weight overflows {precision}",
+                file=source.path,
+                key=key,
+                expected=f"values of at most {torch.finfo(PRECISIONS[precision]).max:g}",
+                found=f"{float(tensor.abs().max()):g}",
+                advice="convert with --precision fp32",
+            )
+    return stored
+
+
+def _torch_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+    del shape  # a property of graphs alone
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "state_dict": _stored_weights(source, precision),
+            "metadata": describe_artefact(source, precision),
+        },
+        buffer,
+    )
+    return buffer.getvalue()
+
+
+def _safetensors_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+    del shape
+    metadata = {"format": "pt", **_as_text(describe_artefact(source, precision))}
+    return safetensors.torch.save(_stored_weights(source, precision), metadata)
+
+
+def _onnx_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+    from aether_converters.onnx_graph import build_onnx
+
+    config = source.fused.config
+    model = build_onnx(
+        build_network(config, float_weights(source.fused)),
+        channels=(config.in_chans, config.in_chans),
+        scale=config.scale,
+        precision=precision,
+        shape=shape,
+        metadata=_as_text(describe_artefact(source, precision)),
+    )
+    return model.SerializeToString()
+
+
+WRITERS: Final[Mapping[Format, Callable[[Source, Precision, Shape | None], bytes]]] = {
+    "pth": _torch_bytes,
+    "safetensors": _safetensors_bytes,
+    "onnx": _onnx_bytes,
+}
+"""How each format is written."""
+
+
+def _check_shape(source: Source, shape: Shape | None) -> None:
+    channels = source.network.config.in_chans
+    if shape is not None and (min(shape) < 1 or shape[1] != channels):
+        raise ConversionError(
+            "the shape does not fit the network",
+            file=source.path,
+            expected=f"Nx{channels}xHxW, each at least 1",
+            found="x".join(map(str, shape)),
+            advice=f"such as --shape 1x{channels}x720x1280",
+        )

@@ -1,0 +1,169 @@
+"""Any model file as one thing that can be called: an image in, the upscaled image out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aether_converters.errors import ModelError, require
+from aether_core import AetherConfig, build_network
+from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.revisions import float_weights, fuse, read_network
+
+Format = Literal["pth", "safetensors", "onnx"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+SUFFIXES: Final[Mapping[str, Format]] = {
+    ".pth": "pth",
+    ".pt": "pth",
+    ".ckpt": "pth",
+    ".safetensors": "safetensors",
+    ".onnx": "onnx",
+}
+"""Which format a file's name promises."""
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upscaler:
+    """A model file, opened and ready to run.
+
+    Attributes:
+        path: The file.
+        format: In which format it was read.
+        precision: In which its weights are stored: fp32, fp16, bf16 or fp64.
+        channels: Of input and output.
+        scale: Upscaling factor.
+        receptive_radius: Input px in each direction that an output pixel can depend on.
+        fixed_size: (H, W) in px of the only input that it accepts, or None if any will do.
+        bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
+        details: Facts about the file for a report, such as opset and nodes.
+        run: (N, C_in, H, W) float32 in [0, 1] to (N, C_out, scale * H, scale * W) float32, not
+            clipped.
+    """
+
+    path: Path
+    format: Format
+    precision: str
+    channels: tuple[int, int]
+    scale: int
+    receptive_radius: int
+    fixed_size: tuple[int, int] | None
+    bytes_per_pixel: int
+    details: Mapping[str, int | str]
+    run: Callable[[Image], Image] = field(repr=False)
+
+
+def format_of(path: Path) -> Format:
+    """The model format that a file's name promises.
+
+    Raises:
+        ModelError: The name has no ending that we know.
+    """
+    found = SUFFIXES.get(path.suffix.lower())
+    if found is None:
+        raise ModelError(
+            "this is not the name of a model file",
+            file=path,
+            expected=", ".join(SUFFIXES),
+            found=path.suffix or "no ending",
+        )
+    return found
+
+
+def open_upscaler(
+    path: str | Path, *, format: Format | None = None, device: str = "cpu"
+) -> Upscaler:
+    """Open a `.pth`, `.safetensors` or `.onnx` file to be run.
+
+    Args:
+        path: The file.
+        format: Its format where the name does not tell.
+        device: Where PyTorch runs it, such as `cpu` or `cuda`. ONNX files run on the CPU.
+
+    Raises:
+        CheckpointError: It is a checkpoint that cannot be read.
+        ModelError: It is no super-resolution model that can be run, or the device is not there.
+        MissingExtraError: The runtime for this format is not installed.
+    """
+    path = Path(path)
+    chosen = format or format_of(path)
+    if chosen != "onnx":
+        return _open_checkpoint(path, chosen, device)
+    if device != "cpu":
+        raise ModelError(
+            "ONNX files run on the CPU",
+            file=path,
+            found=f"--device {device}",
+            advice="leave --device away, or run the .pth or .safetensors file",
+        )
+    require("onnxruntime")
+    from aether_converters.onnx_runtime import open_onnx
+
+    return open_onnx(path)
+
+
+PRECISIONS: Final[Mapping[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
+"""Floating-point types by the names that the community's files use."""
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The community's name of a floating-point type, such as fp16."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def _open_checkpoint(path: Path, format: Format, device: str) -> Upscaler:
+    network = read_network(read_checkpoint(path))
+    fused = fuse(network)
+    config = fused.config
+    try:
+        model = build_network(config, float_weights(fused)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        # torch says so when it was built without the device or the driver is missing.
+        raise ModelError(
+            f"PyTorch cannot use the device {device}",
+            file=path,
+            found=str(error).splitlines()[0],
+            advice="run it with --device cpu, or install PyTorch for this device",
+        ) from error
+
+    def run(image: Image) -> Image:
+        with torch.inference_mode():
+            output = model(torch.from_numpy(np.ascontiguousarray(image)).to(device))
+            return output.contiguous().cpu().numpy()
+
+    return Upscaler(
+        path=path,
+        format=format,
+        precision=precision_name(network.dtype),
+        channels=(config.in_chans, config.in_chans),
+        scale=config.scale,
+        receptive_radius=config.receptive_radius,
+        fixed_size=None,
+        bytes_per_pixel=activation_bytes(config),
+        details={"tensors": len(network.state_dict)},
+        run=run,
+    )
+
+
+def activation_bytes(config: AetherConfig) -> int:
+    """Peak memory of a float32 forward pass through PyTorch, in bytes per input px.
+
+    In the body the residual, the block's input and both hidden maps with their product live at
+    the same time; in the head the last sub-pixel convolution and its shuffled copy.
+    """
+    body = 3 * config.embed_dim + 3 * config.ffn_dim
+    head = config.embed_dim + 2 * 64 * config.scale**2 + 2 * config.in_chans * config.scale**2
+    return 4 * max(body, head)

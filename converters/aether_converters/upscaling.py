@@ -1,0 +1,283 @@
+"""Picture files in, upscaled picture files out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aether_converters.atomic import complete_or_nothing
+from aether_converters.errors import ImageError
+from aether_converters.images import (
+    SUFFIXES,
+    ImageFormat,
+    Picture,
+    is_picture,
+    read_picture,
+    write_picture,
+)
+from aether_converters.tiling import MEMORY, plan_tiles, upscale_image
+from aether_converters.upscalers import Image, Upscaler
+from aether_spandrel.errors import AetherError
+
+Plane = NDArray[np.float32]
+OnTile = Callable[[int, int], None]
+"""Told after each tile how many are done, and how many the picture has."""
+
+RGBA: Final = 4  # channels
+COMPARED_SIDE: Final = 512  # px
+
+ENDINGS: Final[dict[ImageFormat, str]] = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileOptions:
+    """How large pictures are cut; see `plan_tiles`. Sizes in px, memory in bytes."""
+
+    tile: int | None = None
+    overlap: int | None = None
+    memory: int = MEMORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture to upscale."""
+
+    source: Path
+    target: Path
+    image_format: ImageFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureReport:
+    """What became of one picture.
+
+    Attributes:
+        source: The picture.
+        target: The upscaled picture.
+        outcome: Written, skipped because the target exists, or failed.
+        size: (W, H) of the upscaled picture in px; None unless it was written.
+        tiles: Number of runs of the model.
+        seconds: Time for reading, upscaling and writing.
+        notes: What the user should know: why it failed or was skipped, what the format lost.
+    """
+
+    source: Path
+    target: Path
+    outcome: Literal["written", "skipped", "failed"]
+    size: tuple[int, int] | None = None
+    tiles: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The facts as JSON-ready values."""
+        return {**vars(self), "source": str(self.source), "target": str(self.target)}
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    out: Path | None,
+    scale: int,
+    *,
+    image_format: ImageFormat = "png",
+    recursive: bool = False,
+) -> list[Job]:
+    """Which picture goes where.
+
+    Args:
+        inputs: Pictures, and folders of pictures.
+        out: A folder, or a picture's name if there is one input; by default pictures get the
+            scale in their name and folders in theirs.
+        scale: Upscaling factor.
+        image_format: Of the upscaled pictures, unless `out` names one.
+        recursive: Whether folders within folders are entered.
+
+    Raises:
+        ImageError: An input is missing, a folder holds no picture, or two pictures would get
+            one name.
+    """
+    if out is not None and len(inputs) == 1 and inputs[0].is_file() and is_picture(out):
+        return [Job(source=inputs[0], target=out, image_format=SUFFIXES[out.suffix.lower()])]
+    ending = ENDINGS[image_format]
+    jobs: dict[Path, Job] = {}
+    for given in inputs:
+        for source, relative in _pictures(given, recursive=recursive):
+            if out is not None:
+                target = out / relative.with_suffix(ending)
+            elif given.is_dir():
+                folder = given.resolve()
+                target = folder.with_name(f"{folder.name}_{scale}x") / relative.with_suffix(ending)
+            else:
+                target = source.with_name(f"{source.stem}_{scale}x{ending}")
+            if target in jobs:
+                raise ImageError(
+                    "two pictures would be written to one file",
+                    file=target,
+                    found=f"{jobs[target].source} and {source}",
+                    advice="rename one, or upscale them into different folders",
+                )
+            jobs[target] = Job(source=source, target=target, image_format=image_format)
+    return list(jobs.values())
+
+
+def _pictures(given: Path, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    """Each picture with its path relative to the folder that was given."""
+    if not given.is_dir():
+        yield given, Path(given.name)
+        return
+    found = sorted(
+        path
+        for path in (given.rglob("*") if recursive else given.iterdir())
+        if path.is_file() and is_picture(path) and not path.name.startswith(".")
+    )
+    if not found:
+        raise ImageError(
+            "there is no picture in this folder",
+            file=given,
+            expected=", ".join(SUFFIXES),
+            advice="name another folder, or enter its folders with --recursive",
+        )
+    for path in found:
+        yield path, path.relative_to(given)
+
+
+def run_job(
+    job: Job,
+    upscaler: Upscaler,
+    options: TileOptions,
+    *,
+    quality: int = 95,
+    force: bool = False,
+    on_tile: OnTile = lambda _done, _all: None,
+) -> PictureReport:
+    """Upscale one picture file; whatever is wrong with it is reported, not raised."""
+    if job.target.exists() and not force:
+        note = "exists already; replace it with --force"
+        return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))
+    started = time.perf_counter()
+    tiles = 0
+
+    def count(done: int, total: int) -> None:
+        nonlocal tiles
+        tiles = total
+        on_tile(done, total)
+
+    try:
+        if job.target.exists() and job.target.samefile(job.source):
+            raise ImageError(
+                "the result would replace the picture itself",
+                file=job.source,
+                advice="choose another folder with --out",
+            )
+        result = upscale_picture(upscaler, read_picture(job.source), options, count)
+        with complete_or_nothing(job.target, force=force) as partial:
+            notes = write_picture(result, partial.path, job.image_format, quality=quality)
+    except AetherError as error:
+        return PictureReport(
+            source=job.source, target=job.target, outcome="failed", notes=(str(error),)
+        )
+    _, height, width = result.color.shape
+    return PictureReport(
+        source=job.source,
+        target=job.target,
+        outcome="written",
+        size=(width, height),
+        tiles=tiles,
+        seconds=time.perf_counter() - started,
+        notes=notes,
+    )
+
+
+def upscale_picture(
+    upscaler: Upscaler,
+    picture: Picture,
+    options: TileOptions | None = None,
+    on_tile: OnTile = lambda _done, _all: None,
+) -> Picture:
+    """The picture enlarged by a model of 1, 3 or 4 channels, whatever channels it has itself.
+
+    A grey picture stays grey: a colour model sees it as three equal channels, and their mean is
+    kept. A grey model upscales the colours of a picture one by one. Transparency goes through
+    the model's fourth channel where it has one, else through the model as a grey picture;
+    constant transparency is not computed.
+    """
+    _, height, width = picture.color.shape
+    limits = options or TileOptions()
+    plan = plan_tiles(
+        upscaler, height, width, tile=limits.tile, overlap=limits.overlap, memory=limits.memory
+    )
+    channels = upscaler.channels[0]
+    color, alpha = picture.color, picture.alpha
+    varying_alpha = alpha is not None and float(alpha.min()) != float(alpha.max())
+    by_plane = len(color) > channels
+    passes = (len(color) if by_plane else 1) + (varying_alpha and channels != RGBA)
+    done = 0
+
+    def run(image: Image) -> Image:
+        def count() -> None:
+            nonlocal done
+            done += 1
+            on_tile(done, passes * len(plan))
+
+        return upscale_image(upscaler, image, plan, count)
+
+    if by_plane:
+        enlarged = np.concatenate([run(plane[None]) for plane in color])
+    else:
+        enlarged = run(_model_input(color, alpha, channels))
+    new_color = enlarged[:3].mean(axis=0, keepdims=True) if len(color) == 1 else enlarged[:3]
+    new_alpha = None
+    if alpha is not None:
+        if not varying_alpha:
+            new_alpha = np.full(new_color.shape[1:], alpha.flat[0], np.float32)
+        elif channels == RGBA:
+            new_alpha = enlarged[3]
+        else:
+            new_alpha = run(_model_input(alpha[None], None, channels)).mean(axis=0)
+    return replace(picture, color=new_color, alpha=new_alpha)
+
+
+def comparison_images(paths: Sequence[str | Path], channels: int) -> list[Image]:
+    """The middle of each picture as a model of so many channels sees it.
+
+    Folders stand for the pictures in them. Each array is (1, channels, H, W) in [0, 1], H and W
+    at most `COMPARED_SIDE` px.
+
+    Raises:
+        ImageError: A picture cannot be read, or a folder holds none.
+    """
+    images: list[Image] = []
+    for given in paths:
+        for path, _ in _pictures(Path(given), recursive=False):
+            picture = read_picture(path)
+            _, height, width = picture.color.shape
+            top = max(height - COMPARED_SIDE, 0) // 2
+            left = max(width - COMPARED_SIDE, 0) // 2
+            seen = _model_input(picture.color, picture.alpha, channels)[
+                :channels, top : top + COMPARED_SIDE, left : left + COMPARED_SIDE
+            ]
+            images.append(np.ascontiguousarray(seen[None]))
+    return images
+
+
+def _model_input(color: Image, alpha: Plane | None, channels: int) -> Image:
+    """Colour planes, as many as the model takes; an RGBA model sees an opaque picture."""
+    if channels == 1:
+        return color
+    planes = np.broadcast_to(color, (3, *color.shape[1:]))
+    if channels != RGBA:
+        return planes
+    opaque = np.ones(color.shape[1:], np.float32) if alpha is None else alpha
+    return np.concatenate([planes, opaque[None]])

@@ -1,0 +1,280 @@
+"""Whether an artefact computes what its source computes, measured on pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from aether_converters.errors import ConversionError
+from aether_converters.upscalers import Format, Image, Upscaler
+from aether_core import AetherNet, build_network
+from aether_spandrel.revisions import Network, float_weights
+
+SIZES: Final = ((96, 80), (37, 53))  # (H, W) in px; neither square, one odd
+WINDOW: Final = 24  # input px; the side of each part in which a fixed-size artefact is compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How far an artefact may stray from its source; what is None is not asked for.
+
+    Attributes:
+        max_difference: Largest absolute difference of a pixel, where white is 1.
+        psnr: Least peak signal-to-noise ratio against the source's output, in dB.
+    """
+
+    max_difference: float | None = None
+    psnr: float | None = None
+
+    def __str__(self) -> str:
+        """The limit in a few words."""
+        if self.max_difference is not None:
+            return f"max diff <= {self.max_difference:.0e}"
+        return f"PSNR >= {self.psnr:g} dB"
+
+
+LIMITS: Final[Mapping[str, Limit]] = {
+    "fp32": Limit(max_difference=2e-5),
+    "fp64": Limit(max_difference=2e-5),
+    "fp16": Limit(psnr=50.0),
+    "bf16": Limit(psnr=35.0),
+}
+"""By precision. 50 dB are 0.8 grey levels of 255 (root mean square), which nobody sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A picture, and what the source makes of it.
+
+    Attributes:
+        image: (1, C, H, W) in [0, 1].
+        windows: Parts (top, bottom, left, right) of the output that are compared, in output px.
+        expected: The source's output in each window, (1, C, h, w).
+    """
+
+    image: Image = field(repr=False)
+    windows: tuple[tuple[int, int, int, int], ...]
+    expected: tuple[Image, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far outputs lie apart: largest and mean absolute difference, and PSNR in dB."""
+
+    max: float
+    mean: float
+    psnr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactReport:
+    """What was measured of one artefact.
+
+    Attributes:
+        path: The file.
+        format: Such as onnx.
+        precision: Such as fp16.
+        bytes: Size of the file.
+        sha256: Of the file, in hexadecimal.
+        max_difference: Largest absolute difference to the source's output, where white is 1.
+        mean_difference: Mean absolute difference.
+        psnr: Against the source's output, in dB; None where both are equal.
+        limit: What was asked for, in words.
+        passed: Whether it was kept.
+        problem: Why not, in words; empty if it passed.
+        seconds: Time that writing and comparing took.
+        details: Facts about the file, such as opset and nodes.
+    """
+
+    path: Path
+    format: Format
+    precision: str
+    bytes: int
+    sha256: str
+    max_difference: float
+    mean_difference: float
+    psnr: float | None
+    limit: str
+    passed: bool
+    problem: str
+    seconds: float
+    details: Mapping[str, int | str]
+
+    def as_dict(self) -> dict[str, object]:
+        """The figures as JSON-ready values; what is no number there becomes None."""
+        fields = {**asdict(self), "path": str(self.path)}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+
+
+class Reference:
+    """The source network as it was trained: unfused, in float32, run by PyTorch."""
+
+    def __init__(self, network: Network, pictures: Sequence[Image] = ()) -> None:
+        """Prepare comparisons.
+
+        Args:
+            network: The source as read from its checkpoint.
+            pictures: (1, C, H, W) in [0, 1] to compare on, beside the built-in ones.
+
+        Raises:
+            ConversionError: The source itself gives NaN or Inf.
+        """
+        self.config = network.config
+        self._model: AetherNet = build_network(network.config, float_weights(network))
+        images = [
+            *(structured_image(network.config.in_chans, *size) for size in SIZES),
+            *pictures,
+        ]
+        self._cases = [self._whole(image) for image in images]
+        self._of_size: dict[tuple[int, int], Case] = {}
+        if not all(bool(np.isfinite(case.expected[0]).all()) for case in self._cases):
+            raise ConversionError(
+                "the network gives NaN or Inf instead of a picture",
+                advice="its training diverged or the file is damaged: use another checkpoint",
+            )
+
+    def cases(self, upscaler: Upscaler) -> list[Case]:
+        """The comparisons for an artefact: all pictures, or one of the only size it takes."""
+        size = upscaler.fixed_size
+        if size is None:
+            return self._cases
+        if size not in self._of_size:
+            self._of_size[size] = self._windows(structured_image(self.config.in_chans, *size))
+        return [self._of_size[size]]
+
+    def _run(self, image: Image) -> Image:
+        with torch.inference_mode():
+            return self._model(torch.from_numpy(np.ascontiguousarray(image))).contiguous().numpy()
+
+    def _whole(self, image: Image) -> Case:
+        expected = self._run(image)
+        _, _, height, width = expected.shape
+        return Case(image=image, windows=((0, height, 0, width),), expected=(expected,))
+
+    def _windows(self, image: Image) -> Case:
+        """Two corners and the centre: a picture of the fixed size may be too large for PyTorch."""
+        _, _, height, width = image.shape
+        margin, scale = self.config.receptive_radius, self.config.scale
+        windows: list[tuple[int, int, int, int]] = []
+        expected: list[Image] = []
+        for place in (0.0, 0.5, 1.0):
+            top, left = int(place * max(height - WINDOW, 0)), int(place * max(width - WINDOW, 0))
+            bottom, right = min(top + WINDOW, height), min(left + WINDOW, width)
+            y, x = max(top - margin, 0), max(left - margin, 0)
+            seen = self._run(image[:, :, y : bottom + margin, x : right + margin])
+            rows = slice(scale * (top - y), scale * (bottom - y))
+            columns = slice(scale * (left - x), scale * (right - x))
+            expected.append(seen[:, :, rows, columns])
+            windows.append((scale * top, scale * bottom, scale * left, scale * right))
+        return Case(image=image, windows=tuple(windows), expected=tuple(expected))
+
+
+def structured_image(channels: int, height: int, width: int) -> Image:
+    """A picture with all that networks are sensitive to, the same each time.
+
+    Gradients, gratings of rising frequency, hard edges, fine lines, texture, flat black and
+    white; shape (1, channels, height, width), values in [0, 1].
+    """
+    random = np.random.default_rng(20250625)
+    v = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
+    u = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :]
+    gradient = (u + v) / 2
+    grating = 0.5 + 0.5 * np.sin(2 * np.pi * (2 + 10 * u) * u * (1 + v))
+    planes: list[Image] = []
+    for channel in range(channels):
+        plane = np.where(v < 0.5, gradient, grating).astype(np.float32)
+        for _ in range(12):
+            top, left = random.integers(0, height), random.integers(0, width)
+            plane[
+                top : top + int(random.integers(1, max(height // 3, 2))),
+                left : left + int(random.integers(1, max(width // 3, 2))),
+            ] = random.choice([0.0, 1.0, random.random()])
+        plane[:: 7 + channel, :] = 1.0 - plane[:: 7 + channel, :]
+        texture = random.normal(0.0, 0.05, (height, width)).astype(np.float32)
+        planes.append(np.clip(plane + np.where(u > 0.6, texture, 0.0), 0.0, 1.0))
+    return np.stack(planes).astype(np.float32)[None]
+
+
+def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
+    """How far the artefact's outputs lie from the source's, over all cases.
+
+    Raises:
+        ConversionError: An output has another shape than the source's.
+    """
+    largest, total, squares, count, peak = 0.0, 0.0, 0.0, 0, 1.0
+    for case in cases:
+        output = upscaler.run(case.image)
+        for (top, bottom, left, right), expected in zip(case.windows, case.expected, strict=True):
+            found = output[:, :, top:bottom, left:right]
+            if found.shape != expected.shape:
+                raise ConversionError(
+                    "the output has another shape than the source's",
+                    file=upscaler.path,
+                    expected="x".join(map(str, expected.shape)),
+                    found="x".join(map(str, found.shape)),
+                    advice="it was made from another network",
+                )
+            error = np.abs(found.astype(np.float64) - expected)
+            largest = max(largest, float(error.max()))
+            total += float(error.sum())
+            squares += float(np.square(error).sum())
+            count += error.size
+            peak = max(peak, float(np.abs(expected).max()))
+    rmse = math.sqrt(squares / count)
+    psnr = (
+        math.inf
+        if rmse == 0
+        else 20 * math.log10(peak / rmse)
+        if math.isfinite(rmse)
+        else -math.inf
+    )
+    return Difference(max=largest, mean=total / count, psnr=psnr)
+
+
+def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
+    """Compare an artefact with its source and judge it by `LIMITS`.
+
+    Raises:
+        ConversionError: The output has another shape than the source's.
+    """
+    started = time.perf_counter()
+    limit = LIMITS[upscaler.precision]
+    difference = compare(upscaler, reference.cases(upscaler))
+    problem = _problem(difference, limit)
+    content = upscaler.path.read_bytes()
+    return ArtefactReport(
+        path=upscaler.path,
+        format=upscaler.format,
+        precision=upscaler.precision,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        max_difference=difference.max,
+        mean_difference=difference.mean,
+        psnr=difference.psnr if math.isfinite(difference.psnr) else None,
+        limit=str(limit),
+        passed=not problem,
+        problem=problem,
+        seconds=time.perf_counter() - started,
+        details=upscaler.details,
+    )
+
+
+def _problem(difference: Difference, limit: Limit) -> str:
+    if not math.isfinite(difference.max):
+        return "it gives NaN or Inf where the source does not: its precision overflows"
+    if limit.max_difference is not None and difference.max > limit.max_difference:
+        return f"max difference {difference.max:.1e} is above {limit.max_difference:.0e}"
+    if limit.psnr is not None and difference.psnr < limit.psnr:
+        return f"PSNR {difference.psnr:.1f} dB is below {limit.psnr:g} dB"
+    return ""
