@@ -193,10 +193,15 @@ def _read_torch(path: Path, *, zipped: bool) -> object:
     if zipped:
         _check_zip(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as stream:
             warnings.simplefilter("ignore")  # torch's own, about storages we do not choose
+            # Mapping needs the path, from whose ending torch would take it for safetensors.
+            mapped = zipped and path.suffix.lower() != ".safetensors"
             return cast(
-                object, torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                object,
+                torch.load(
+                    path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped
+                ),
             )
     except (MemoryError, KeyboardInterrupt):
         raise

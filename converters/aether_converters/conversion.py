@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -38,7 +39,8 @@ Shape = tuple[int, int, int, int]
 Progress = Callable[[str], None]
 
 NAME_NOISE: Final = re.compile(
-    r"(?:^|[_\-. ])(?:x?\d+x|x\d+|fp16|fp32|bf16|fp64|float16|float32|fused|unfused)(?=$|[_\-. ])",
+    r"^\d+x(?=[a-z])"
+    r"|(?:^|[_\-. ])(?:\d+x|x\d+|fp16|fp32|bf16|fp64|float16|float32|fused|unfused)(?=$|[_\-. ])",
     re.IGNORECASE,
 )
 """Parts of a file's name that the artefact's own name states anew."""
@@ -333,7 +335,15 @@ def _torch_bytes(source: Source, precision: Precision, shape: Shape | None) -> b
 def _safetensors_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
     del shape
     metadata = {"format": "pt", **_as_text(describe_artefact(source, precision))}
-    return safetensors.torch.save(_stored_weights(source, precision), metadata)
+    return _with_sorted_header(safetensors.torch.save(_stored_weights(source, precision), metadata))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its header in order; the library shuffles it each time."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
 def _onnx_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:

@@ -207,24 +207,12 @@ def structured_image(channels: int, height: int, width: int) -> Image:
 
 
 def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
-    """How far the artefact's outputs lie from the source's, over all cases.
-
-    Raises:
-        ConversionError: An output has another shape than the source's.
-    """
+    """How far the artefact's outputs lie from the source's, over all cases."""
     largest, total, squares, count, peak = 0.0, 0.0, 0.0, 0, 1.0
     for case in cases:
         output = upscaler.run(case.image)
         for (top, bottom, left, right), expected in zip(case.windows, case.expected, strict=True):
             found = output[:, :, top:bottom, left:right]
-            if found.shape != expected.shape:
-                raise ConversionError(
-                    "the output has another shape than the source's",
-                    file=upscaler.path,
-                    expected="x".join(map(str, expected.shape)),
-                    found="x".join(map(str, found.shape)),
-                    advice="it was made from another network",
-                )
             error = np.abs(found.astype(np.float64) - expected)
             largest = max(largest, float(error.max()))
             total += float(error.sum())
@@ -246,9 +234,19 @@ def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
     """Compare an artefact with its source and judge it by `LIMITS`.
 
     Raises:
-        ConversionError: The output has another shape than the source's.
+        ConversionError: The artefact has another scale or other channels.
     """
     started = time.perf_counter()
+    config = reference.config
+    wanted = (config.scale, (config.in_chans, config.in_chans))
+    if (upscaler.scale, upscaler.channels) != wanted:
+        raise ConversionError(
+            "this was made from another network",
+            file=upscaler.path,
+            expected=_facts(*wanted),
+            found=_facts(upscaler.scale, upscaler.channels),
+            advice="name the checkpoint that it was made from",
+        )
     limit = LIMITS[upscaler.precision]
     difference = compare(upscaler, reference.cases(upscaler))
     problem = _problem(difference, limit)
@@ -268,6 +266,10 @@ def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
         seconds=time.perf_counter() - started,
         details=upscaler.details,
     )
+
+
+def _facts(scale: int, channels: tuple[int, int]) -> str:
+    return f"{scale}x, {channels[0]} channels in and {channels[1]} out"
 
 
 def _problem(difference: Difference, limit: Limit) -> str:
