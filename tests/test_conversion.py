@@ -19,23 +19,9 @@ from spandrel import ModelLoader
 import aether_spandrel
 from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.verification import structured_image
-from aether_core import AetherNet, aether
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.revisions import read_network
-
-
-def tiny(seed: int = 0, **changes: Any) -> AetherNet:
-    """A network with weights large enough that a wrong one shows in the output."""
-    torch.manual_seed(seed)
-    arguments = {"embed_dim": 16, "depths": (2, 1), "lk_kernel": 7, "scale": 2, **changes}
-    network = aether(**arguments).eval()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("bias"):
-                parameter.uniform_(-0.1, 0.1)
-            elif "ffn" in name:
-                parameter.mul_(8.0)
-    return network
+from tests.tiny import tiny
 
 
 @pytest.fixture

@@ -130,7 +130,8 @@ def plan_tiles(
             f"the tiles are too small: {error}",
             file=upscaler.path,
             expected=f"tiles of more than {2 * margin} px",
-            advice=f"try --tile {3 * margin}, or accept faint seams with --overlap 16",
+            advice=f"try --tile {3 * margin}, or accept faint seams with "
+            f"--overlap {min(tile_height, tile_width) // 4}",
         ) from None
 
 
