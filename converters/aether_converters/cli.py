@@ -185,7 +185,7 @@ def _verify(options: argparse.Namespace) -> int:
         return _fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     with _progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
         report = verify(options.model, files, pictures=options.pictures, progress=advance)
-    return _print_report(report, options, kept="equal", dropped="differs")
+    return _print_report(report, options, kept="passed", dropped="failed")
 
 
 def _upscale(options: argparse.Namespace) -> int:

@@ -140,9 +140,19 @@ def _open_checkpoint(path: Path, format: Format, device: str) -> Upscaler:
         ) from error
 
     def run(image: Image) -> Image:
-        with torch.inference_mode():
-            output = model(torch.from_numpy(np.ascontiguousarray(image)).to(device))
-            return output.contiguous().cpu().numpy()
+        # torch warns of arrays that it may not write to.
+        batch = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+        try:
+            with torch.inference_mode():
+                return model(batch.to(device)).contiguous().cpu().numpy()
+        except RuntimeError as error:
+            if "alloc" not in str(error) and "out of memory" not in str(error):
+                raise
+            raise ModelError(
+                f"memory ran out on {device} with {image.shape[3]} x {image.shape[2]} px",
+                file=path,
+                advice="use smaller tiles, with --tile or --memory",
+            ) from error
 
     return Upscaler(
         path=path,
