@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from aether_converters.cli import main
+from aether_converters.images import Picture, read_picture
 from tests.tiny import tiny
 
 
@@ -152,7 +153,7 @@ def test_upscale_enlarges_pictures_with_any_format(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, photo: Path, tmp_path: Path
 ):
     run(capsys, "convert", checkpoint, "--out", tmp_path, "--precision", "fp32")
-    pictures: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
+    pictures: list[Picture] = []
     for suffix in ("pth", "safetensors", "onnx"):
         out = tmp_path / f"{suffix}.png"
         status, text, _ = run(
@@ -160,10 +161,9 @@ def test_upscale_enlarges_pictures_with_any_format(
         )
         assert status == 0
         assert text.startswith(f"{out}: 48 x 32 px, 1 tile, ")
-        with Image.open(out) as picture:
-            pictures.append(np.asarray(picture))
+        pictures.append(read_picture(out))
     for other in pictures[1:]:
-        np.testing.assert_allclose(other, pictures[0], atol=1)
+        np.testing.assert_allclose(other.color, pictures[0].color, atol=1 / 255)
 
 
 def test_upscale_goes_on_after_a_damaged_picture_and_fails_in_the_end(

@@ -58,6 +58,7 @@ MAX_PIXELS: Final = 2**29
 """Largest picture read, in px: 6.4 GB as float32 RGB. Beyond it, headers are damaged or hostile."""
 
 PNG_LEVEL: Final = 4  # of zlib: four times as fast as 6, for files of about the same size
+PNG_PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 PNG_HEADER_BYTES: Final = 33  # signature and IHDR; a profile has to stand before the pixels
 
 PILLOW_MODES: Final = {"1": "L", "L": "L", "RGBA": "RGBA"}  # every other mode becomes RGB
@@ -81,7 +82,7 @@ TIFF_PILLOW_MODES: Final = {
 TIFF_AXES: Final = ("YX", "YXS", "SYX")  # one channel; interleaved; one plane per channel
 TIFF_ALPHA: Final = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 TIFF_MAX_PAGES: Final = 1000  # looked at; in a damaged file they can follow each other in a ring
-TIFF_MAX_SAMPLES: Final = 56  # per pixel; as many channels as Photoshop saves
+TIFF_MAX_SAMPLES: Final = 16  # per pixel: colours, alpha, and masks that an editor saved
 
 ICC_TAG: Final = 34675
 PREDICTOR_TAG: Final = 317
@@ -382,8 +383,22 @@ def _decode_png(stream: BinaryIO) -> Picture:
     _check_single(image.n_frames, "frames")
     orientation, exif = _read_exif(image.getexif)
     stream.seek(0)
-    samples = cast("Samples", imagecodecs.png_decode(stream.read()))
+    samples = cast("Samples", imagecodecs.png_decode(_png_pixels(stream.read())))
     return _upright(samples, orientation, image.info.get("icc_profile"), exif)
+
+
+def _png_pixels(content: bytes) -> bytes:
+    """The same PNG without metadata: of its many small faults libpng prints warnings."""
+    view = memoryview(content)
+    kept = [view[:8]]
+    kind, start = b"", 8
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", view, start)
+        end = start + 12 + length
+        if kind in PNG_PIXEL_CHUNKS:
+            kept.append(view[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _decode_with_pillow(
@@ -454,12 +469,13 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int) -> None:
             found=f"{PHOTOMETRIC(page.photometric).name}, {page.samplesperpixel} channels",
             advice="open it in a picture editor and save it as RGB",
         )
-    blocks = math.prod(page.chunked)
-    if blocks > len(page.dataoffsets):
+    # tifffile fills in what is missing, block by block, with black.
+    blocks, stored = math.prod(page.chunked), sum(map(bool, page.databytecounts))
+    if stored < blocks:
         raise ImageError(
             "the file is cut off: some of its pixels are missing",
             expected=f"{blocks} blocks",
-            found=f"{len(page.dataoffsets)} blocks",
+            found=f"{stored} blocks",
             advice="copy or download it again",
         )
     if max(map(operator.add, page.dataoffsets, page.databytecounts), default=0) > file_size:
@@ -507,7 +523,8 @@ def _full_range(samples: Samples, bits: int) -> Samples:
     if bits in (8, 16):
         return samples
     dtype = np.uint8 if bits < 8 else np.uint16
-    return np.rint(samples * np.float32(np.iinfo(dtype).max / (2**bits - 1))).astype(dtype)
+    spread = np.rint(np.linspace(0, np.iinfo(dtype).max, 2**bits)).astype(dtype)
+    return spread[samples.astype(np.uint16)]
 
 
 def _divided(color: Samples, alpha: Samples) -> Samples:
