@@ -418,8 +418,8 @@ def test_masks_beside_the_alpha_of_a_tiff_are_left_out(tmp_path: Path) -> None:
 def test_12_bit_tiff_spreads_to_16_bits(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a", np.zeros((1, 3), np.uint16), photometric="minisblack")
     content = bytearray((tmp_path / "a").read_bytes())
-    with tifffile.TiffFile(tmp_path / "a") as file:
-        bits_per_sample = cast("tifffile.TiffPage", file.pages[0]).tags[258]
+    page = tifffile.TiffFile(io.BytesIO(content)).pages[0]
+    bits_per_sample = cast("tifffile.TiffPage", page).tags[258]
     content[bits_per_sample.valueoffset] = 12
     content[-6:] = bytes((0x00, 0x08, 0x00, 0xFF, 0xF0, 0x00))  # 0, 2048, 4095, and 4 spare bits
     (tmp_path / "a").write_bytes(content)

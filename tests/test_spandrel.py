@@ -1,0 +1,184 @@
+"""What programs built on spandrel do with a loaded AetherNet."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from spandrel import (
+    MAIN_REGISTRY,
+    ArchRegistry,
+    ImageModelDescriptor,
+    ModelLoader,
+    ModelTiling,
+    UnsupportedModelError,
+)
+from torch import Tensor
+
+import aether_spandrel
+from aether_core import AetherNet, aether_small
+from tests.tiny import tiny
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    aether_spandrel.install()
+
+
+def load(network: AetherNet) -> ImageModelDescriptor[AetherNet]:
+    found = ModelLoader().load_from_state_dict(dict(network.state_dict()))
+    assert isinstance(found, ImageModelDescriptor)
+    return cast("ImageModelDescriptor[AetherNet]", found)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return -10 * math.log10(float(((a - b) ** 2).mean()))
+
+
+def test_the_descriptor_says_what_the_model_is():
+    found = load(tiny(scale=3, in_chans=1))
+    assert (found.scale, found.input_channels, found.output_channels) == (3, 1, 1)
+    assert found.architecture.id == found.architecture.name == "AetherNet"
+    assert found.purpose == "SR"
+    assert found.tags == ["16dim", "3b", "unfused", "float32"]
+    assert found.supports_half
+    assert found.supports_bfloat16
+    assert found.tiling == ModelTiling.SUPPORTED
+    assert found.size_requirements.none
+    assert not found.model.training
+    assert found.dtype == torch.float32
+
+
+def test_a_model_of_scale_1_restores():
+    assert load(tiny(scale=1)).purpose == "Restoration"
+
+
+def test_tags_name_preset_and_stored_dtype():
+    with torch.device("meta"):
+        network = aether_small(scale=2)
+    state = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in network.state_dict().items()}
+    tags = ModelLoader().load_from_state_dict(state).tags
+    assert tags == ["small", "96dim", "16b", "unfused", "float16"]
+
+
+def test_a_training_checkpoint_is_fused_while_loading_and_computes_the_same():
+    network = tiny()
+    found = load(network)
+    assert found.model.config.fused
+    image = torch.rand(1, 3, 13, 18)
+    torch.testing.assert_close(found(image), network(image).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_loading_leaves_the_callers_state_dict_alone():
+    state = dict(tiny().state_dict())
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    ModelLoader().load_from_state_dict(state)
+    assert list(state) == list(before)
+    torch.testing.assert_close(state, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 55), (torch.bfloat16, 38)], ids=str)
+def test_half_precision_is_close_to_float32(dtype: torch.dtype, limit: float):
+    network = tiny()
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        full = load(network)(image)
+        found = load(network).to(dtype)
+        half = found(image.to(dtype))
+    assert found.dtype == half.dtype == dtype
+    assert psnr(half.float(), full) > limit
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_what_save_model_writes_loads_again_bit_by_bit(tmp_path: Path, suffix: str):
+    found = load(tiny())
+    path = tmp_path / f"saved.{suffix}"
+    state = dict(found.model.state_dict())
+    if suffix == "pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    again = ModelLoader().load_from_file(path)
+    torch.testing.assert_close(dict(again.model.state_dict()), state, atol=0, rtol=0)
+    image = torch.rand(1, 3, 9, 9)
+    assert torch.equal(cast(Any, again)(image), found(image))
+
+
+def test_two_models_of_one_configuration_interpolate():
+    a, b = (load(tiny(seed)).model.state_dict() for seed in (0, 1))
+    mixed = {key: a[key] * 0.25 + b[key] * 0.75 for key in a}
+    found = ModelLoader().load_from_state_dict(mixed)
+    torch.testing.assert_close(dict(found.model.state_dict()), mixed, atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ChaiNNer calls the old exporter
+def test_chainners_convert_to_onnx_takes_the_network(tmp_path: Path):
+    found = load(tiny())
+    image = torch.rand(1, 3, 21, 16)
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        found.model,
+        (torch.rand(1, 3, 3, 3),),
+        str(path),
+        opset_version=17,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_axes={
+            "input": {0: "batch", 2: "height", 3: "width"},
+            "output": {0: "batch", 2: "height", 3: "width"},
+        },
+        dynamo=False,
+    )
+    onnx.checker.check_model(onnx.load(path))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    output = np.asarray(session.run(None, {"input": image.numpy()})[0])
+    with torch.inference_mode():
+        expected = found.model(image)
+    torch.testing.assert_close(torch.as_tensor(output), expected, atol=1e-5, rtol=0)
+
+
+def test_installing_twice_changes_nothing():
+    before = [str(support.architecture.id) for support in MAIN_REGISTRY.architectures()]
+    aether_spandrel.install()
+    assert [str(support.architecture.id) for support in MAIN_REGISTRY.architectures()] == before
+    assert before.count("AetherNet") == 1
+
+
+def test_a_registry_of_ones_own_can_be_chosen():
+    registry = ArchRegistry()
+    state = dict(tiny().state_dict())
+    with pytest.raises(UnsupportedModelError):
+        ModelLoader(registry=registry).load_from_state_dict(state)
+    aether_spandrel.install(registry)
+    assert ModelLoader(registry=registry).load_from_state_dict(state).scale == 2
+
+
+def python(script: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def test_loading_imports_nothing_of_an_extra():
+    script = (
+        "import sys, spandrel; before = set(sys.modules)\n"
+        "import aether_spandrel; aether_spandrel.install()\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(added - set(sys.stdlib_module_names) - {'aether_core', 'aether_spandrel'}))"
+    )
+    assert python(script) == "[]"
+
+
+def test_inspecting_does_not_import_spandrel():
+    script = "import sys; from aether_spandrel import inspect; print('spandrel' in sys.modules)"
+    assert python(script) == "False"
