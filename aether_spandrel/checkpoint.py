@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -208,7 +209,7 @@ def _read_torch(path: Path, *, zipped: bool) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "the file asks for more than tensors, and is not executed",
-            found=_first_line(error),
+            found=_refused_object(error),
             advice="if you trained it yourself, save its state dict alone; else do not trust it",
         ) from error
     except Exception as error:
@@ -327,6 +328,12 @@ def _listing(entries: Mapping[str, object], limit: int = 6) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def _refused_object(error: pickle.UnpicklingError) -> str:
+    """What the unpickler refused; its own text advises to switch the protection off."""
+    blocked = re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+)", str(error))
+    return f"the Python object {blocked[1]}" if blocked else "instructions that are no tensors"
 
 
 def _guess_content(head: bytes) -> str:
