@@ -1,0 +1,69 @@
+"""Every command and example of the README and of `docs` runs as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader would be: a model, a picture and a folder of pictures."""
+    torch.save(tiny().state_dict(), tmp_path / "model.pth")
+    (tmp_path / "photos").mkdir()
+    for picture in ("photo.png", "photos/a.jpg"):
+        Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / picture)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    return tmp_path
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_runs(page: Path):
+    for block in blocks(page, "sh"):
+        for line in block.splitlines():
+            command = line.rpartition("&& ")[2]  # `.ci/run` runs the installation itself
+            if command.startswith("aethernet"):
+                result = subprocess.run(
+                    ["bash", "-c", command], capture_output=True, text=True, check=False
+                )
+                assert result.returncode == 0, f"{line}\n{result.stderr}"
+            else:
+                assert shlex.split(command) == ["pytest"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_example_runs(page: Path):
+    if script := "\n".join(blocks(page, "python")):
+        result = subprocess.run(
+            [sys.executable, "-W", "error::DeprecationWarning:aether_", "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
