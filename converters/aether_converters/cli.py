@@ -246,12 +246,18 @@ def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dro
         _print_json(report.as_dict())
     else:
         rich: Any = _rich("table")
-        table = rich.Table(title=f"compared with {report.source.path.name}", title_justify="left")
+        escape: Any = _rich("markup").escape
+        # A long folder would fold every row of a narrow terminal, so one folder is said once.
+        folders = {artefact.path.parent for artefact in report.artefacts}
+        together = len(folders) == 1
+        place = f", in {next(iter(folders))}" if together else ""
+        title = f"compared with {report.source.path.name}{place}"
+        table = rich.Table(title=escape(title), title_justify="left")
         for column, justify in REPORT_COLUMNS:
             table.add_column(column, justify=justify, overflow="fold")
         for artefact in report.artefacts:
             table.add_row(
-                str(artefact.path),
+                escape(artefact.path.name if together else str(artefact.path)),
                 f"{artefact.bytes / 2**20:.2f} MiB",
                 f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
                 f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
