@@ -15,16 +15,17 @@ from spandrel import (
     ModelTiling,
     SizeRequirements,
 )
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.errors import CheckpointError
-from aether_spandrel.revisions import (
+from aether_spandrel.network import (
+    Constants,
     Network,
-    find_revision,
     float_weights,
     fuse,
+    is_aethernet,
     read_network,
 )
 
@@ -48,7 +49,7 @@ class AetherNetArch(Architecture[AetherNet]):
 
 def _detect(state_dict: Mapping[str, Any]) -> bool:
     try:
-        return find_revision(Checkpoint.from_object(state_dict).state_dict) is not None
+        return is_aethernet(Checkpoint.from_object(state_dict))
     except CheckpointError:
         return False
 
@@ -60,6 +61,7 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
     config = fused.config
     model = build_network(config, float_weights(fused))
     tags = [
+        network.revision.name,
         *([network.preset] if network.preset else []),
         f"{config.embed_dim}dim",
         f"{config.blocks}b",
@@ -76,9 +78,10 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
         supports_bfloat16=True,
         scale=config.scale,
         input_channels=config.in_chans,
-        output_channels=config.in_chans,
+        output_channels=config.out_chans,
         size_requirements=SizeRequirements(),
-        tiling=ModelTiling.SUPPORTED,
+        # What pools over the whole image gives another result in a tile.
+        tiling=ModelTiling.DISCOURAGED if config.global_context else ModelTiling.SUPPORTED,
     )
 
 
@@ -91,11 +94,19 @@ def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
         registry.add(ArchSupport.from_architecture(AetherNetArch()))
 
 
-def load(path: str | Path) -> ImageModelDescriptor[AetherNet]:
+def load(path: str | Path, **constants: Unpack[Constants]) -> ImageModelDescriptor[AetherNet]:
     """Load a checkpoint file as spandrel's descriptor: fused, float32, eval mode, on the CPU.
+
+    It also reads what spandrel's own loader cannot: quantised tensors, metadata with Python
+    objects, unknown wrappers, checkpoints in several files.
+
+    Args:
+        path: A `.pth`, `.pt`, `.ckpt`, `.safetensors` or `.index.json` file.
+        **constants: Values that no tensor carries, such as `res_scale=0.15`; they win over the
+            file's metadata, and those over the default of its revision. See `Constants`.
 
     Raises:
         CheckpointError: The file cannot be read or is no AetherNet; file, cause and next step
             are named.
     """
-    return describe(AetherNetArch(), read_network(read_checkpoint(path)))
+    return describe(AetherNetArch(), read_network(read_checkpoint(path), **constants))

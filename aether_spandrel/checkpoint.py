@@ -1,17 +1,15 @@
 """Checkpoint files: bytes in, state dict and metadata out, without executing anything.
 
-The kind of a file is read from its first bytes; the name's ending is only a hint to people.
+The kind of a file is read from its first bytes; the name's ending is only a hint to people. The
+network is found by keys that every AetherNet has and nothing else, wherever a trainer put it.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import struct
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,36 +19,42 @@ import torch
 from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
-
-WRAPPERS: Final = (
-    "params_ema",
-    "params-ema",
-    "ema",
-    "model_ema",
-    "ema_model",
-    "ema_state_dict",
-    "params",
-    "state_dict",
-    "model_state_dict",
-    "net_g",
-    "netG",
-    "generator",
-    "model",
-    "net",
-    "module",
-)
-"""Keys under which trainers nest a state dict, the preferred one first: averaged weights win."""
-
-PREFIXES: Final = ("module.", "_orig_mod.", "netG.", "net_g.", "net.")
-"""Prefixes that wrappers put before every key: DataParallel, torch.compile, GAN trainers."""
-
-QAT_COMPONENTS: Final = ("weight_fake_quant", "activation_post_process")
-"""Path components of fake-quant and observer entries (checkpoint revisions, section 5)."""
+from aether_spandrel.revisions import ANCHORS
+from aether_spandrel.torch_file import TorchContent, read_legacy, read_zip
+from aether_spandrel.torch_pickle import Opaque, Quantised
 
 FLOAT_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-HEADER_LIMIT: Final = 64 * 2**20  # bytes; the largest AetherNet needs about 100 KiB
-DEPTH_LIMIT: Final = 4  # wrappers within wrappers
+HEADER_LIMIT: Final = 8 * 2**20  # bytes; the largest AetherNet needs about 1 MiB
+DEPTH_LIMIT: Final = 6  # wrappers within wrappers
+NODE_LIMIT: Final = 10_000  # dictionaries that are looked into
+SHARING_LIMIT: Final = 2  # how often a file's size its tensors may take together
+SHARING_ALLOWANCE: Final = 2**20  # bytes
+
+WRAPPED_MODULES: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile, FSDP and activation checkpointing put into the middle of keys."""
+
+AVERAGED: Final = re.compile(r"(^|[._-])(ema|averaged|swa)([._-]|$)", re.IGNORECASE)
+"""Found in the names of averaged weights, which are preferred to the momentary ones."""
+
+QUANTISATION: Final = re.compile(
+    r"(^|\.)(weight_fake_quant|activation_post_process)(\.|$)|\.(scale|zero_point)$"
+)
+"""Found in the keys of fake quantisation, of observers, and of converted int8 (section 5)."""
+
+PACKED: Final = "._packed_params"
+
+SPANDREL_NAMES: Final = frozenset(
+    {"collections.OrderedDict", "typing.OrderedDict", "torch._utils._rebuild_tensor_v2"}
+)
+"""Python objects, beside storages, that spandrel's own reader lets pass."""
+
+SPANDREL_SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "torch": (".pth", ".pt", ".ckpt"),
+    "safetensors": (".safetensors",),
+    "shards": (),
+}
+"""Endings by which spandrel's own reader recognises each kind of file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,94 +62,241 @@ class Checkpoint:
     """What a checkpoint file holds, unwrapped.
 
     Attributes:
-        state_dict: The network's tensors by key, wrapper prefixes stripped.
-        qat_entries: Fake-quant and observer entries, kept apart from the network's tensors.
+        state_dict: The network's tensors by key, without prefix; int8 weights as float32.
+        qat_entries: Fake-quant, observer and int8 activation entries, kept apart from them.
+        int8_weights: The int8 weights as stored, by key.
         metadata: Everything else the file says about the network.
         path: The file, where there is one.
         wrapper: The keys that led to the state dict, such as `params_ema`; empty if it was bare.
-        alternatives: Wrapper keys beside the chosen one that hold a state dict too.
+        alternatives: Other places in the file that hold an AetherNet too.
         prefix: What was stripped from the front of every key.
+        refusals: Why spandrel's own loader does not read this file, in words; usually empty.
     """
 
     state_dict: Mapping[str, Tensor] = field(repr=False)
     qat_entries: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor], repr=False)
+    int8_weights: Mapping[str, Quantised] = field(default_factory=dict[str, Quantised], repr=False)
     metadata: Mapping[str, object] = field(default_factory=dict[str, object])
     path: Path | None = None
     wrapper: str = ""
     alternatives: tuple[str, ...] = ()
     prefix: str = ""
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def qat(self) -> bool:
+        """Whether the network was trained with, or converted by, quantisation."""
+        return bool(self.qat_entries or self.int8_weights)
+
+    @property
+    def entries(self) -> Mapping[str, Tensor]:
+        """The state dict with the entries that were kept apart from it."""
+        return {**self.state_dict, **self.qat_entries}
 
     @staticmethod
-    def from_object(content: object, *, path: Path | None = None) -> Checkpoint:
+    def from_object(
+        content: object, *, path: Path | None = None, size: int | None = None
+    ) -> Checkpoint:
         """Unwrap what a checkpoint file held: a bare state dict or any nest of wrappers.
 
-        The argument is left unchanged.
+        Args:
+            content: What the file held; it is left unchanged.
+            path: The file, to be named in errors.
+            size: Of the file in bytes; tensors may not claim to be much larger together.
 
         Raises:
-            CheckpointError: It holds no state dict.
+            CheckpointError: It holds no state dict, or one that claims to be larger than its file.
         """
-        metadata: dict[str, object] = {}
-        wrapper: list[str] = []
-        alternatives: tuple[str, ...] = ()
-        current = content
-        for _ in range(DEPTH_LIMIT):
-            entries = _string_keyed(current)
-            if entries is None:
-                raise CheckpointError(
-                    "the file holds no state dict",
-                    file=path,
-                    expected="a dictionary of tensors, as torch.save(model.state_dict()) writes",
-                    found=type(current).__name__,
-                    advice="save the network's state dict, not the network object",
-                )
-            if any(isinstance(value, Tensor) for value in entries.values()) and not any(
-                _holds_tensors(entries.get(key)) for key in WRAPPERS
-            ):
-                break
-            nested = [key for key in WRAPPERS if _holds_tensors(entries.get(key))]
-            if not nested:
-                lone = [key for key, value in entries.items() if _holds_tensors(value)]
-                if len(lone) != 1:
-                    raise CheckpointError(
-                        "the file holds no state dict that could be told from the rest",
-                        file=path,
-                        expected=f"tensors, or a state dict under one of {', '.join(WRAPPERS)}",
-                        found=_listing(entries),
-                        advice="save the network's state dict alone",
-                    )
-                nested = lone
-            metadata.update(
-                {k: v for k, v in entries.items() if k not in nested and not _holds_tensors(v)}
-            )
-            wrapper.append(nested[0])
-            alternatives = tuple(nested[1:])
-            current = entries[nested[0]]
-        entries = _string_keyed(current) or {}
-        tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-        if not tensors:
+        places = _find_networks(content)
+        if not places:
+            places = _any_tensors(content)  # no AetherNet, which the next step will say
+        if not places:
             raise CheckpointError(
-                "the state dict holds no tensor", file=path, found=_listing(entries)
+                "the file holds no state dict",
+                file=path,
+                expected="a dictionary of tensors, as torch.save(model.state_dict()) writes",
+                found=_listing(content),
+                advice="save the network's state dict, not the network object",
             )
-        tensors, prefix = _strip_prefixes(tensors)
-        qat = {key: value for key, value in tensors.items() if is_qat_key(key)}
+        chosen, *others = places
+        tensors = _tensors(chosen.entries)
+        if size is not None:
+            _check_size(tensors, size)
+        int8_weights = {k: t for k, t in tensors.items() if isinstance(t, Quantised)}
+        numbers = {
+            key: tensor.dequantised() if isinstance(tensor, Quantised) else tensor
+            for key, tensor in tensors.items()
+        }
         return Checkpoint(
-            state_dict={key: value for key, value in tensors.items() if key not in qat},
-            qat_entries=qat,
-            metadata=_flatten_metadata(metadata),
+            state_dict={k: t for k, t in numbers.items() if not QUANTISATION.search(k)},
+            qat_entries={k: t for k, t in numbers.items() if QUANTISATION.search(k)},
+            int8_weights=int8_weights,
+            metadata=_flatten_metadata(_metadata_along(content, chosen.keys)),
             path=path,
-            wrapper=".".join(wrapper),
-            alternatives=alternatives,
-            prefix=prefix,
+            wrapper=".".join(chosen.keys),
+            alternatives=tuple(place.name for place in others),
+            prefix=chosen.prefix,
         )
 
 
-def is_qat_key(key: str) -> bool:
-    """Whether a key belongs to fake quantisation or an observer, not to the float network."""
-    return any(part in QAT_COMPONENTS for part in key.split("."))
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where in a file a network was found."""
+
+    keys: tuple[str, ...]
+    prefix: str
+    entries: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Wrapper keys and prefix, as a user would write them."""
+        return ".".join([*self.keys, *([self.prefix.rstrip(".")] if self.prefix else [])])
+
+    @property
+    def averaged(self) -> bool:
+        """Whether these are averaged weights."""
+        return any(AVERAGED.search(part) for part in (*self.keys, self.prefix))
+
+
+def _find_networks(content: object) -> list[_Place]:
+    """Every AetherNet in a nest of dictionaries, the preferred one first."""
+    places: list[_Place] = []
+    for keys, entries in _dictionaries(content):
+        plain = {_plain_key(key): key for key in entries if isinstance(key, str)}
+        prefixes = {
+            key[: key.index(anchor)] for key in plain for anchor in ANCHORS if anchor in key
+        }
+        for prefix in sorted(prefixes, key=len):
+            within = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
+            places.append(
+                _Place(
+                    keys=keys,
+                    prefix=prefix,
+                    entries={
+                        key[len(prefix) :]: entries[original]
+                        for key, original in plain.items()
+                        if key.startswith(prefix) and not (within and key.startswith(within))
+                    },
+                )
+            )
+    return sorted(places, key=lambda place: not place.averaged)
+
+
+def _plain_key(key: str) -> str:
+    for name in WRAPPED_MODULES:
+        key = key.replace(name, "")
+    return key
+
+
+def _any_tensors(content: object) -> list[_Place]:
+    return [
+        _Place(keys=keys, prefix="", entries={str(k): v for k, v in entries.items()})
+        for keys, entries in _dictionaries(content)
+        if any(isinstance(value, Tensor) for value in entries.values())
+    ][:1]
+
+
+def _dictionaries(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[object, object]]]:
+    """All dictionaries of a nest with the keys that lead to them, the outer ones first."""
+    waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
+    seen: set[int] = set()
+    for keys, value in waiting:  # grows while it is read
+        if not isinstance(value, Mapping) or id(value) in seen or len(seen) >= NODE_LIMIT:
+            continue
+        seen.add(id(cast(object, value)))
+        entries = cast(Mapping[object, object], value)
+        yield keys, entries
+        if len(keys) < DEPTH_LIMIT:
+            waiting.extend(
+                ((*keys, key), entry)
+                for key, entry in entries.items()
+                if isinstance(key, str) and isinstance(entry, Mapping)
+            )
+
+
+def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised]:
+    """The tensors of a state dict, those of packed layers under `weight` and `bias`.
+
+    Other values have no part in a network: absent biases of converted layers (None), the dtype
+    of packed ones, numbers that a trainer left.
+    """
+    found: dict[str, Tensor | Quantised] = {}
+    for key, value in entries.items():
+        if key.endswith(f"{PACKED}{PACKED}"):
+            layer = key.removesuffix(f"{PACKED}{PACKED}")
+            parts = cast(tuple[object, ...], value) if isinstance(value, tuple) else ()
+            for name, part in zip(("weight", "bias"), parts, strict=False):
+                if (tensor := _as_tensor(part)) is not None:
+                    found[f"{layer}.{name}"] = tensor
+        elif (tensor := _as_tensor(value)) is not None:
+            found[key] = tensor
+    return found
+
+
+def _as_tensor(value: object) -> Tensor | Quantised | None:
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, Quantised) else None
+    if not value.is_quantized:
+        # Not every device has the precision in which weights are folded.
+        return value.detach() if value.is_meta else value.detach().cpu()
+    per_channel = value.qscheme() in (
+        torch.per_channel_affine,
+        torch.per_channel_affine_float_qparams,
+    )
+    return Quantised(
+        integers=value.int_repr(),
+        scale=value.q_per_channel_scales() if per_channel else torch.tensor([value.q_scale()]),
+        zero_point=value.q_per_channel_zero_points()
+        if per_channel
+        else torch.tensor([value.q_zero_point()]),
+        axis=value.q_per_channel_axis() if per_channel else None,
+    )
+
+
+def _metadata_along(content: object, keys: tuple[str, ...]) -> dict[str, object]:
+    """What stands beside the state dict on the way to it, the inner levels winning."""
+    metadata: dict[str, object] = {}
+    current = content
+    for key in keys:
+        level = cast(Mapping[object, object], current)
+        metadata.update(
+            {
+                name: value
+                for name, value in level.items()
+                if isinstance(name, str) and name != key and _is_plain(value)
+            }
+        )
+        current = level[key]
+    return metadata
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is text, a number, or a list or dictionary of such: no tensor, no object."""
+    waiting = [value]
+    for item in waiting:  # grows while it is read
+        if len(waiting) > NODE_LIMIT:
+            return False  # lists within lists can refer to the same one again and again
+        if isinstance(item, Mapping):
+            waiting.extend(cast(Mapping[object, object], item).values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(cast("list[object]", item))
+        elif item is not None and not isinstance(item, (str, int, float, bool)):
+            return False
+    return True
+
+
+def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
+    """Entries of a nested `metadata` dictionary beside those of the outer level, which win."""
+    inner = metadata.get("metadata")
+    nested = cast(Mapping[object, object], inner) if isinstance(inner, Mapping) else {}
+    return {
+        **{key: value for key, value in nested.items() if isinstance(key, str)},
+        **{key: value for key, value in metadata.items() if key != "metadata"},
+    }
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pth`, `.ckpt`, `.pt` or `.safetensors` file without executing anything in it.
+    """Read a `.pth`, `.ckpt`, `.pt`, `.safetensors` or `.index.json` file, executing nothing.
 
     Tensors keep the dtype in which they are stored and are memory-mapped where the format allows.
 
@@ -157,31 +308,59 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         return _read(path)
     except CheckpointError as error:
-        raise error.in_file(path) from error.__cause__
+        raise (error if error.file else error.in_file(path)) from error.__cause__
     except OSError as error:
         raise CheckpointError(
             f"the file cannot be read: {error.strerror or error}",
             file=path,
             advice="check the permissions and that the disk is well",
         ) from error
+    except (ValueError, RecursionError) as error:
+        # A name that no file can have, or nesting that no program writes.
+        raise CheckpointError(
+            "the file cannot be read", file=path, found=str(error)[:200], advice="check the path"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What was read of a file, before a network was looked for in it."""
+
+    kind: str
+    content: object
+    metadata: Mapping[str, object] = field(default_factory=dict[str, object])
+    names: frozenset[str] = frozenset()
 
 
 def _read(path: Path) -> Checkpoint:
+    file = _read_file(path)
+    checkpoint = Checkpoint.from_object(file.content, path=path, size=_size_on_disk(path, file))
+    return replace(
+        checkpoint,
+        metadata={**checkpoint.metadata, **file.metadata},
+        refusals=tuple(_refusals(path, file, checkpoint)),
+    )
+
+
+def _read_file(path: Path) -> _File:
     if not path.exists():
         raise CheckpointError("there is no such file", advice="check the path")
+    if path.is_dir():
+        raise CheckpointError("this is a folder", advice="name the checkpoint file in it")
     if not path.is_file():
         raise CheckpointError("this is not a regular file", advice="name a checkpoint file")
-    with path.open("rb") as file:
-        head = file.read(16)
+    with path.open("rb") as stream:
+        head = stream.read(16)
     size = path.stat().st_size
     if head[:4] == b"PK\x03\x04":
-        return Checkpoint.from_object(_read_torch(path, zipped=True), path=path)
+        return _of_torch(read_zip(path))
     if _looks_like_safetensors(head, size):
         tensors, header = _read_safetensors(path)
-        checkpoint = Checkpoint.from_object(tensors, path=path)
-        return replace(checkpoint, metadata=_flatten_metadata(header))
-    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        return Checkpoint.from_object(_read_torch(path, zipped=False), path=path)
+        return _File(kind="safetensors", content=tensors, metadata=_flatten_metadata(header))
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return _of_torch(read_legacy(path))
+    if path.suffix.lower() == ".json" and head.lstrip()[:1] == b"{":
+        return _read_shards(path)
     raise CheckpointError(
         "this is not a checkpoint file" if size else "the file is empty",
         expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
@@ -190,57 +369,8 @@ def _read(path: Path) -> Checkpoint:
     )
 
 
-def _read_torch(path: Path, *, zipped: bool) -> object:
-    if zipped:
-        _check_zip(path)
-    try:
-        with warnings.catch_warnings(), path.open("rb") as stream:
-            warnings.simplefilter("ignore")  # torch's own, about storages we do not choose
-            # Mapping needs the path, from whose ending torch would take it for safetensors.
-            mapped = zipped and path.suffix.lower() != ".safetensors"
-            return cast(
-                object,
-                torch.load(
-                    path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped
-                ),
-            )
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "the file asks for more than tensors, and is not executed",
-            found=_refused_object(error),
-            advice="if you trained it yourself, save its state dict alone; else do not trust it",
-        ) from error
-    except Exception as error:
-        # torch raises RuntimeError, EOFError, KeyError, UnicodeDecodeError ... on damaged files.
-        raise CheckpointError(
-            "the file is damaged or is no PyTorch checkpoint",
-            found=f"{type(error).__name__}: {_first_line(error)}",
-            advice="download or copy the file again",
-        ) from error
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse archives that would unpack to more than they hold, before anything is allocated."""
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise CheckpointError(
-            "the file is damaged or cut short",
-            found=_first_line(error),
-            advice="download or copy the file again",
-        ) from error
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
-        sum(entry.file_size for entry in entries) > size
-    ):
-        raise CheckpointError(
-            "the file is a compressed archive, not a checkpoint",
-            expected="a file as torch.save writes it, which is never compressed",
-            advice="if it is an archive with a model inside, unpack it first",
-        )
+def _of_torch(content: TorchContent) -> _File:
+    return _File(kind="torch", content=content.value, names=content.names)
 
 
 def _looks_like_safetensors(head: bytes, size: int) -> bool:
@@ -251,6 +381,7 @@ def _looks_like_safetensors(head: bytes, size: int) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    _check_header(path)
     try:
         # safetensors' own types come through untyped.
         with cast(Any, safetensors).safe_open(str(path), framework="pt", device="cpu") as file:
@@ -261,8 +392,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         RuntimeError,
         ValueError,
         TypeError,
-        KeyError,
+        LookupError,
         AttributeError,
+        OverflowError,
     ) as error:
         raise CheckpointError(
             "the safetensors file is damaged or cut short",
@@ -270,6 +402,119 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
             advice="download or copy the file again",
         ) from error
     return tensors, {key: _parse_json(text) for key, text in header.items()}
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that the library would read, but in which a key occurs twice."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > HEADER_LIMIT:
+            raise CheckpointError(
+                "the safetensors header is larger than any network needs",
+                expected=f"at most {HEADER_LIMIT} bytes",
+                found=f"{length} bytes",
+                advice="the file is forged or damaged: download or copy it again",
+            )
+        text = stream.read(length)
+    try:
+        json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            "the safetensors header is damaged",
+            found=_first_line(error),
+            advice="download or copy the file again",
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise CheckpointError(
+            "a key occurs twice",
+            key=twice[:100],
+            advice="the file is forged or was written by a broken program",
+        )
+    return entries
+
+
+def _read_shards(index: Path) -> _File:
+    """The files that an index such as `model.safetensors.index.json` names, as one."""
+    if index.stat().st_size > HEADER_LIMIT:
+        raise CheckpointError("the index is larger than any network needs")
+    try:
+        content = json.loads(index.read_text("utf-8"), object_pairs_hook=_distinct)
+        names = sorted(set(content["weight_map"].values()))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "this is no index of a checkpoint in several files",
+            expected='a JSON object with a "weight_map" from keys to file names',
+            advice="name the checkpoint file, or its index",
+        ) from error
+    tensors: dict[object, object] = {}
+    metadata: dict[str, object] = {}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise CheckpointError(
+                "the index names a file outside of its folder",
+                found=f"{name!r:.100}",
+                advice="do not trust this file",
+            )
+        shard = index.parent / name
+        if shard.suffix.lower() == ".json":
+            raise CheckpointError("the index names another index", found=name)
+        try:
+            file = _read_file(shard)
+        except CheckpointError as error:
+            raise error.in_file(shard) from error.__cause__
+        if not isinstance(file.content, Mapping):
+            raise CheckpointError("this part holds no state dict", file=shard)
+        part = cast(Mapping[object, object], file.content)
+        if repeated := next((key for key in part if key in tensors), None):
+            raise CheckpointError("a key occurs in two parts", file=shard, key=str(repeated)[:100])
+        tensors.update(part)
+        metadata.update(file.metadata)
+    if missing := [key for key in content["weight_map"] if key not in tensors]:
+        raise CheckpointError(
+            "a tensor of the index is in none of the files",
+            key=str(missing[0])[:100],
+            advice="download all parts again",
+        )
+    return _File(kind="shards", content=tensors, metadata=metadata)
+
+
+def _size_on_disk(path: Path, file: _File) -> int:
+    if file.kind != "shards":
+        return path.stat().st_size
+    return sum(part.stat().st_size for part in path.parent.iterdir() if part.is_file())
+
+
+def _check_size(tensors: Mapping[str, Tensor | Quantised], size: int) -> None:
+    """Refuse tensors that share their numbers to seem larger than the file together."""
+    stored = [t.integers if isinstance(t, Quantised) else t for t in tensors.values()]
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in stored)
+    if claimed > SHARING_LIMIT * size + SHARING_ALLOWANCE:
+        raise CheckpointError(
+            "the tensors claim to be larger than the file",
+            expected=f"at most {SHARING_LIMIT} times {size} bytes",
+            found=f"{claimed} bytes",
+            advice="the file is forged: do not trust it",
+        )
+
+
+def _refusals(path: Path, file: _File, checkpoint: Checkpoint) -> Iterator[str]:
+    """Why spandrel's own loader, which ChaiNNer and ComfyUI use, does not read this file."""
+    if path.suffix.lower() not in SPANDREL_SUFFIXES[file.kind]:
+        kind = {"torch": "a PyTorch file", "shards": "a checkpoint in several files"}.get(
+            file.kind, "a safetensors file"
+        )
+        yield f"this is {kind} under the name *{path.suffix}"
+    foreign = sorted(n for n in file.names - SPANDREL_NAMES if not n.endswith("Storage"))
+    if foreign:
+        yield f"it names Python objects: {', '.join(foreign[:3])}"
+    if checkpoint.int8_weights and not foreign:
+        yield "its weights are quantised"
 
 
 def _parse_json(text: str) -> object:
@@ -282,44 +527,12 @@ def _parse_json(text: str) -> object:
     return text
 
 
-def _string_keyed(value: object) -> dict[str, object] | None:
+def _listing(value: object, limit: int = 6) -> str:
+    if isinstance(value, Opaque):
+        return f"an object {value.name}"
     if not isinstance(value, Mapping):
-        return None
+        return type(value).__name__
     entries = cast(Mapping[object, object], value)
-    return {key: entry for key, entry in entries.items() if isinstance(key, str)}
-
-
-def _holds_tensors(value: object) -> bool:
-    """Whether a value is a state dict, or a wrapper around one."""
-    entries = _string_keyed(value)
-    if not entries:
-        return False
-    if any(isinstance(entry, Tensor) for entry in entries.values()):
-        return True
-    return any(
-        any(isinstance(tensor, Tensor) for tensor in (_string_keyed(entries[key]) or {}).values())
-        for key in WRAPPERS
-        if key in entries
-    )
-
-
-def _strip_prefixes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    stripped = ""
-    while True:
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)
-        if prefix is None:
-            return tensors, stripped
-        stripped += prefix
-        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
-
-
-def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Entries of a nested `metadata` dictionary beside those of the outer level, which win."""
-    inner = _string_keyed(metadata.get("metadata")) or {}
-    return {**inner, **{key: value for key, value in metadata.items() if key != "metadata"}}
-
-
-def _listing(entries: Mapping[str, object], limit: int = 6) -> str:
     names = [f"{key!r}"[:60] for key in list(entries)[:limit]]
     more = len(entries) - len(names)
     return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "nothing"
@@ -328,12 +541,6 @@ def _listing(entries: Mapping[str, object], limit: int = 6) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def _refused_object(error: pickle.UnpicklingError) -> str:
-    """What the unpickler refused; its own text advises to switch the protection off."""
-    blocked = re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+)", str(error))
-    return f"the Python object {blocked[1]}" if blocked else "instructions that are no tensors"
 
 
 def _guess_content(head: bytes) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from aether_core import AetherConfig
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
-from aether_spandrel.revisions import Network, read_network
+from aether_spandrel.network import Network, read_network
 
 
 @dataclass(frozen=True, kw_only=True)

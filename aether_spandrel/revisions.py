@@ -1,309 +1,415 @@
-"""From a state dict to the configuration of its network, by keys and shapes alone.
+"""The table of published revisions: one row each, in the order in which they are looked for.
 
-`REVISIONS` has one row for each published revision that is read; the code below reads the row's
-fields and never asks for its name. Section numbers refer to the reference of published revisions.
+AetherNet was published in a dozen incompatible revisions that name neither themselves nor their
+configuration. A row says by which keys and shapes a revision is recognised and what its network
+computes; `network.py` reads files by these fields and never asks for a row's name. Section numbers
+refer to the reference of published revisions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from aether_core import PRESETS, SCALES, AetherConfig, AetherNet, fuse_state_dict, is_fused
-from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
-from aether_spandrel.errors import CheckpointError
+from aether_core import REVISION_KEY, BodyOrder, StageFusion
+
+Entries = Mapping[str, Tensor]
+Condition = Callable[[Entries], bool]
+
+
+# Conditions on the entries of a file, QAT entries among them
+
+
+def has(*keys: str) -> Condition:
+    """Every one of the keys is there."""
+    return lambda entries: all(key in entries for key in keys)
+
+
+def lacks(*keys: str) -> Condition:
+    """None of the keys is there."""
+    return lambda entries: not any(key in entries for key in keys)
+
+
+def has_like(pattern: str) -> Condition:
+    """A key is there in which the regular expression is found."""
+    compiled = re.compile(pattern)
+    return lambda entries: any(compiled.search(key) for key in entries)
+
+
+def lacks_like(pattern: str) -> Condition:
+    """No key is there in which the regular expression is found."""
+    found = has_like(pattern)
+    return lambda entries: not found(entries)
+
+
+def has_values(key: str, *values: float) -> Condition:
+    """The key is there and holds these numbers; rounded, for they may come from a mixture."""
+
+    def holds(entries: Entries) -> bool:
+        tensor = entries.get(key)
+        if tensor is None or tensor.numel() != len(values) or tensor.is_meta:
+            return False
+        return [round(float(number)) for number in tensor.flatten()] == list(values)
+
+    return holds
+
+
+def has_dims(key: str, dims: int) -> Condition:
+    """The key is there with so many dimensions."""
+    return lambda entries: key in entries and entries[key].dim() == dims
+
+
+def wider(key: str, than: str) -> Condition:
+    """The first tensor has more channels (axis 1) than the other has outputs (axis 0)."""
+
+    def holds(entries: Entries) -> bool:
+        a, b = entries.get(key), entries.get(than)
+        return a is not None and b is not None and a.dim() > 1 and a.shape[1] > b.shape[0]
+
+    return holds
+
+
+def all_ones(suffix: str) -> Condition:
+    """There are keys that end so, and each holds exactly 1."""
+
+    def holds(entries: Entries) -> bool:
+        found = [tensor for key, tensor in entries.items() if key.endswith(suffix)]
+        return bool(found) and all(not t.is_meta and bool((t == 1).all()) for t in found)
+
+    return holds
+
+
+def every(*conditions: Condition) -> Condition:
+    """All of the conditions hold."""
+    return lambda entries: all(condition(entries) for condition in conditions)
+
+
+def some(*conditions: Condition) -> Condition:
+    """At least one of the conditions holds."""
+    return lambda entries: any(condition(entries) for condition in conditions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published size, by the fields that tell it from the others."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    mlp_ratio: float
+    lk_kernel: int
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward."""
+        return int(self.embed_dim * self.mlp_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """How one published revision is recognised and where it keeps what differs.
+    """How one published revision is recognised, and what its network computes.
 
     Attributes:
-        name: Our name of it.
-        markers: Keys of which each must be present; no other architecture has them all.
-        stages: Prefix of the stages; blocks are `{stages}.{i}.{j}`.
-        gate: The block's key whose shape is (ffn_dim, embed_dim, ...).
-        ignored: Keys without effect on inference, dropped while reading.
-        img_range: Default that no tensor carries.
+        name: This project's name of it.
+        recognised: Whether entries are of this revision, given that no row before it matched.
+        anchor: Key of the first block that every file has, up to what differs between forms;
+            whatever stands before it in a file is a prefix that a program added.
+        renames: Pattern and replacement from published to canonical keys; those that apply are
+            applied in turn.
+        unused: Keys without effect on the result.
+        norm_eps: Of running or per-image statistics.
+        layer_norm_eps: Of a LayerNorm in the blocks, and of the one after the body.
+        sample_norm: Unfused normalisations take each image's own statistics.
+        stale_statistics: A fused file keeps running statistics that are folded already.
+        kept_statistics: Fusing leaves statistics in use, as published.
+        activation: Of the gate.
+        temperature: What the gate's temperature does to it.
+        res_scale: Factor of a block's result where the file does not say; None if there is none.
+        small_res_scale: The same for an embed_dim of at most `SMALL_DIM`.
+        error_comp: Where the stage fusion adds it: to its input or its result.
+        qat_drops_error_comp: Under quantisation-aware training it is left out.
+        stage_fusion: How stages are combined.
+        body_order: See `AetherConfig`.
+        range_first: The input is divided by img_range before the mean is subtracted; otherwise
+            it is multiplied afterwards.
+        head_activation: Whether a LeakyReLU stands before the upsampler.
+        stored_mean: Whether the mean is stored.
+        presets: Published sizes by name.
+        doubt: What keys cannot tell about a file that is taken for this revision; "" if nothing.
     """
 
     name: str
-    markers: tuple[str, ...]
-    stages: str
-    gate: str
-    ignored: re.Pattern[str]
-    img_range: float
+    recognised: Condition
+    anchor: str = "stages.0.0.ffn.conv_gate."
+    renames: tuple[tuple[str, str], ...] = ()
+    unused: str
+    norm_eps: float = 1e-5
+    layer_norm_eps: tuple[float, float] = (1e-5, 1e-5)
+    sample_norm: bool = False
+    stale_statistics: bool = False
+    kept_statistics: bool = False
+    activation: Literal["gelu", "silu"] = "silu"
+    temperature: Literal["none", "divides", "multiplies", "ignored"] = "multiplies"
+    res_scale: float | None = None
+    small_res_scale: float | None = None
+    error_comp: Literal["none", "before", "after"] = "after"
+    qat_drops_error_comp: bool = False
+    stage_fusion: StageFusion = "project"
+    body_order: BodyOrder = "add-norm-conv"
+    range_first: bool = False
+    head_activation: bool = True
+    stored_mean: bool = True
+    presets: Mapping[str, Preset] = field(default_factory=dict[str, Preset])
+    doubt: Callable[[Entries], str] | None = None
 
 
-REVISIONS: Final = (
-    Revision(
-        name="G1",
-        markers=("conv_first.weight", "layers.0.0.ffn.fc1_gate.weight", "conv_last.weight"),
-        stages="layers",
-        gate="ffn.fc1_gate.weight",
-        ignored=re.compile(r"(^|\.)(quant|dequant|quant_mul|quant_add)\.(scale|zero_point)$"),
-        img_range=1.0,
+LONGEST_NAME: Final = 16  # characters of a revision's name
+
+SMALL_DIM: Final = 64  # embed_dim; tiny and mobile were trained with another res_scale (section 4)
+
+STAGED_KEYS: Final = (
+    (r"^stages\.", "layers."),
+    (r"\.ffn\.conv_gate\.", ".ffn.fc1_gate."),
+    (r"\.ffn\.conv_main\.", ".ffn.fc1_main."),
+    (r"\.ffn\.conv_out\.", ".ffn.fc2."),
+    (r"\.conv\.(lk|sk)_conv\.bias$", r".conv.\1_bias"),
+    (r"^quant_fusion_layer\.(?:fusion_)?conv\.", "fusion_conv."),
+    (r"^quant_fusion_layer\.error_comp$", "error_comp"),
+    (r"^conv_before_upsample\.(weight|bias)$", r"conv_before_upsample.0.\1"),
+    (r"^upsample\.(?:blocks|upsample)\.(?:up_)?(\w+?)(?:\.0)?\.(weight|bias)$", r"upsample.\1.\2"),
+)
+"""Published keys of all revisions from G2 on, as canonical ones (section 2)."""
+
+BOOKKEEPING: Final = (
+    r"^(scale|scale_tensor|pt_version|model_version)$|(^|\.)norm\.num_batches_tracked$"
+)
+
+QUANTISED: Final = r"\.(activation_post_process\.|zero_point$)"
+"""Found in the keys of quantisation-aware training, and of int8 files (section 5)."""
+
+
+def _sizes(
+    mlp_ratio: float, lk_kernel: int, **shapes: tuple[int, tuple[int, ...]]
+) -> dict[str, Preset]:
+    return {
+        name: Preset(embed_dim=dim, depths=depths, mlp_ratio=mlp_ratio, lk_kernel=lk_kernel)
+        for name, (dim, depths) in shapes.items()
+    }
+
+
+G1: Final = Revision(
+    name="G1",
+    recognised=has("conv_first.weight", "layers.0.0.ffn.fc1_gate.weight", "conv_last.weight"),
+    anchor="layers.0.0.ffn.fc1_gate.",
+    unused=r"$.",
+    layer_norm_eps=(1e-6, 1e-5),
+    activation="gelu",
+    temperature="none",
+    error_comp="none",
+    stage_fusion="none",
+    body_order="norm-conv-add",
+    stored_mean=False,
+    presets={
+        **_sizes(2.0, 11, small=(96, (4,) * 4), medium=(128, (6,) * 6)),
+        **_sizes(2.5, 13, large=(180, (8,) * 8)),
+    },
+)
+
+STAGED: Final = has("conv_first.weight", "stages.0.0.ffn.conv_gate.weight", "conv_last.weight")
+
+G2D: Final = Revision(
+    name="G2d",
+    recognised=STAGED,
+    renames=STAGED_KEYS,
+    unused=BOOKKEEPING,
+    stale_statistics=True,
+    error_comp="before",
+    presets=_sizes(2.0, 11, small=(96, (4,) * 4), medium=(128, (6,) * 4), large=(180, (8,) * 5)),
+)
+G2C: Final = replace(
+    G2D,
+    name="G2c",
+    recognised=every(
+        STAGED, some(has("norm.num_batches_tracked"), has_dims("stages.0.0.ffn.temperature", 0))
+    ),
+    temperature="divides",
+    doubt=lambda entries: (
+        "with one stage and no channel attention, G2b has the same keys and leaves "
+        "fusion_convs.0 unused"
+        if "fusion_convs.1.weight" not in entries
+        and "stages.0.0.channel_attn.fc.0.weight" not in entries
+        else ""
     ),
 )
-"""The revisions that are read, in detection order."""
+G2B: Final = replace(
+    G2C,
+    name="G2b",
+    recognised=every(
+        G2C.recognised,
+        some(
+            wider("quant_fusion_layer.error_comp", than="conv_first.weight"),
+            has_dims("stages.0.0.channel_attn.fc.0.weight", 2),
+        ),
+    ),
+    unused=rf"{BOOKKEEPING}|^fusion_convs\.",
+    stage_fusion="raw",
+    doubt=None,
+)
+G2A: Final = replace(
+    G2C,
+    name="G2a",
+    recognised=every(STAGED, lacks("norm.running_mean"), has_dims("norm.weight", 4)),
+    sample_norm=True,
+    stale_statistics=False,
+    doubt=None,
+)
+G3: Final = replace(
+    G2D,
+    name="G3",
+    recognised=every(STAGED, has("scale")),
+    res_scale=1.0,
+    presets={
+        "tiny": Preset(embed_dim=64, depths=(3,) * 3, mlp_ratio=2.0, lk_kernel=11),
+        **G2D.presets,
+    },
+)
+G4: Final = replace(
+    G3,
+    name="G4",
+    recognised=every(
+        STAGED,
+        some(
+            has("quant_fusion_layer.conv.weight"),
+            has_like(r"^upsample\.upsample\."),
+            has("stages.0.0.conv.lk_conv.bias"),
+        ),
+    ),
+    stale_statistics=False,
+    kept_statistics=True,
+    activation="gelu",
+    res_scale=0.1,
+    small_res_scale=0.2,
+    error_comp="after",
+    head_activation=False,
+    presets=_sizes(
+        2.0,
+        13,
+        tiny=(64, (3,) * 3),
+        small=(96, (6,) * 4),
+        medium=(128, (6,) * 4),
+        large=(180, (8,) * 5),
+    ),
+)
+G5A: Final = replace(
+    G3,
+    name="G5a",
+    recognised=every(
+        STAGED,
+        has("scale_tensor", "stages.0.0.conv.fused_conv.weight", "norm.running_mean"),
+        lacks("model_version"),
+    ),
+    res_scale=0.1,
+    small_res_scale=0.2,
+    error_comp="after",
+    presets={
+        **_sizes(
+            1.5,
+            13,
+            tiny=(64, (3,) * 3),
+            small=(96, (4,) * 4),
+            medium=(128, (6,) * 4),
+            large=(180, (8,) * 5),
+        ),
+        **_sizes(1.5, 7, mobile=(64, (2,) * 4)),
+        **_sizes(1.75, 15, pro=(192, (8,) * 5)),
+        **_sizes(2.0, 21, extreme=(256, (12,) * 5)),
+    },
+)
+G5B: Final = replace(
+    G5A,
+    name="G5b",
+    recognised=every(STAGED, has("scale_tensor"), has_values("model_version", 3, 1, 0)),
+)
+G5F: Final = replace(
+    G5A,
+    name="G5f",
+    recognised=every(STAGED, has("scale_tensor")),
+    norm_eps=1e-4,
+    stale_statistics=False,
+    qat_drops_error_comp=True,
+    body_order="norm-add-conv",
+    range_first=True,
+    doubt=lambda entries: (
+        ""
+        if "stages.0.0.conv.fused_conv.weight" in entries and "norm.running_mean" not in entries
+        else "G5a has the same keys before fusing and adds the skip before it normalises"
+    ),
+)
+G5E: Final = replace(
+    G5F,
+    name="G5e",
+    recognised=every(STAGED, has("scale_tensor", "model_version")),
+    doubt=lambda entries: (
+        "G5d has the same keys before fusing and an eps of 1e-5"
+        if "stages.0.0.conv.lk_conv.weight" in entries
+        else ""
+    ),
+)
+G5D: Final = replace(
+    G5E,
+    name="G5d",
+    recognised=every(
+        STAGED,
+        has_values("model_version", 3, 1, 1),
+        has_like(r"\.ffn\.quant_mul_scalar\."),
+    ),
+    norm_eps=1e-5,
+    doubt=None,
+)
+G5C: Final = replace(
+    G5D,
+    name="G5c",
+    # It never trained its temperature, and has none of the quantisation stubs of its successors.
+    recognised=every(
+        STAGED,
+        has_values("model_version", 3, 1, 1),
+        lacks_like(r"\.ffn\.(act_quant|temp_quant)\."),
+        some(has_like(QUANTISED), all_ones(".ffn.temperature")),
+    ),
+    temperature="ignored",
+    qat_drops_error_comp=False,
+)
+G5S: Final = replace(
+    G5F,
+    name="G5s",
+    recognised=every(STAGED, has("scale_tensor", "upsample.blocks.0.0.weight")),
+    doubt=None,
+)
+
+REVISIONS: Final = (G1, G4, G5S, G5B, G5D, G5C, G5E, G5A, G5F, G3, G2A, G2B, G2C, G2D)
+"""The revisions that are read, in detection order (section 6)."""
+
+ANCHORS: Final = tuple(dict.fromkeys(revision.anchor for revision in REVISIONS))
+"""Keys of which every AetherNet has one, and no other network any."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network as read: which revision, which configuration, its tensors under canonical keys.
+def find_revision(entries: Entries) -> Revision | None:
+    """The revision whose entries these are, or None if they are no AetherNet's; never raises."""
+    return next((row for row in REVISIONS if row.recognised(entries)), None)
 
-    Attributes:
-        revision: The row of `REVISIONS` that matched.
-        config: The configuration inferred.
-        state_dict: Canonical key to tensor, in the stored dtype.
-        dtype: The floating-point dtype in which most weights are stored.
-        assumed: Value by name for each constant that no tensor and no metadata gave.
-    """
 
-    revision: Revision
-    config: AetherConfig
-    state_dict: Mapping[str, Tensor] = field(repr=False)
-    dtype: torch.dtype
-    assumed: Mapping[str, str]
-
-    @property
-    def preset(self) -> str | None:
-        """The published size that this configuration is, or None."""
-        sizes = ("embed_dim", "depths", "ffn_dim", "lk_kernel")
-        for name, preset in PRESETS.items():
-            if all(getattr(preset, size) == getattr(self.config, size) for size in sizes):
-                return name
+def named_revision(entries: Entries) -> Revision | None:
+    """The revision that a file of ours names, which holds canonical keys; None if it names none."""
+    codes = entries.get(REVISION_KEY)
+    if codes is None or codes.is_meta or not 0 < codes.numel() <= LONGEST_NAME:
         return None
-
-
-def find_revision(state_dict: Mapping[str, object]) -> Revision | None:
-    """The revision whose keys these are, or None if they are no AetherNet's; never raises."""
-    for revision in REVISIONS:
-        if all(isinstance(state_dict.get(key), Tensor) for key in revision.markers):
-            return revision
-    return None
-
-
-def read_network(checkpoint: Checkpoint) -> Network:
-    """Infer the configuration of a checkpoint and check every key and shape against it.
-
-    `img_range` is folded into the first and the last convolution, so that it is 1 afterwards and
-    no file needs to carry it: conv_first sees (x - mean) * r, and y / r leaves conv_last.
-
-    Raises:
-        CheckpointError: The checkpoint is no AetherNet of a known revision, or its tensors do
-            not form one network; key, expected and found are named.
-    """
-    try:
-        return _read_network(checkpoint)
-    except CheckpointError as error:
-        if checkpoint.path is None:
-            raise
-        raise error.in_file(checkpoint.path) from None
-
-
-def _read_network(checkpoint: Checkpoint) -> Network:
-    revision = find_revision(checkpoint.state_dict)
-    if revision is None:
-        raise CheckpointError(
-            "this is not an AetherNet checkpoint of a known revision",
-            expected=" or ".join(", ".join(row.markers) for row in REVISIONS),
-            found=", ".join(list(checkpoint.state_dict)[:4]) + " ...",
-            advice="if another program loads it, it is another architecture",
-        )
-    tensors = {
-        key: tensor
-        for key, tensor in checkpoint.state_dict.items()
-        if not revision.ignored.search(key)
-    }
-    config = _infer_config(revision, tensors)
-    _check_tensors(config, tensors)
-    img_range, assumed = _img_range(revision, checkpoint.metadata)
-    return Network(
-        revision=revision,
-        config=config,
-        state_dict=_fold_img_range(tensors, img_range),
-        dtype=_main_dtype(tensors),
-        assumed=assumed,
-    )
-
-
-def _infer_config(revision: Revision, tensors: Mapping[str, Tensor]) -> AetherConfig:
-    embed_dim, in_chans = _shape(tensors, "conv_first.weight", 4)[:2]
-    first = f"{revision.stages}.0.0"
-    ffn_dim = _shape(tensors, f"{first}.{revision.gate}")[0]
-    fused = is_fused(tensors)
-    kernel = "fused_conv" if fused else "lk_conv"
-    lk_kernel = _shape(tensors, f"{first}.conv.{kernel}.weight", 4)[-1]
-    sk_kernel = lk_kernel if fused else _shape(tensors, f"{first}.conv.sk_conv.weight", 4)[-1]
-    try:
-        return AetherConfig(
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            depths=_infer_depths(tensors, revision.stages),
-            ffn_dim=ffn_dim,
-            lk_kernel=lk_kernel,
-            # A fused file has lost the small kernel's size, which no longer matters.
-            sk_kernel=min(3, lk_kernel) if fused else sk_kernel,
-            scale=infer_scale(tensors),
-            fused=fused,
-        )
-    except ValueError as error:
-        raise CheckpointError(
-            f"the tensors' shapes describe no AetherNet: {error}",
-            advice="the file is damaged or of an unknown revision",
-        ) from None
-
-
-def _infer_depths(tensors: Mapping[str, Tensor], stages: str) -> tuple[int, ...]:
-    pattern = re.compile(rf"{re.escape(stages)}\.(\d{{1,4}})\.(\d{{1,4}})\.")
-    found = {(int(m[1]), int(m[2])) for key in tensors if (m := pattern.match(key))}
-    depths: list[int] = []
-    while (len(depths), 0) in found:
-        stage, depth = len(depths), 1
-        while (stage, depth) in found:
-            depth += 1
-        depths.append(depth)
-    expected = {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
-    if stray := sorted(found - expected):
-        raise CheckpointError(
-            "blocks are missing between those that are there",
-            key=f"{stages}.{stray[0][0]}.{stray[0][1]}",
-            expected=f"blocks numbered without gaps, here depths {tuple(depths)}",
-            found="a block beyond them",
-            advice="the file is incomplete: save it again",
-        )
-    return tuple(depths)
-
-
-def infer_scale(tensors: Mapping[str, Tensor]) -> int:
-    """Upscaling factor from the upsampler's convolutions (section 2.3).
-
-    None means 1, one means 2 or 3 by its widening, n >= 2 mean 2**n.
-
-    Raises:
-        CheckpointError: The widening is one that no supported scale has.
-    """
-    convolutions = [
-        key for key in tensors if key.startswith("upsample.") and key.endswith(".weight")
-    ]
-    factors: list[int] = []
-    for key in convolutions:
-        widened, width = _shape(tensors, key, 4)[:2]
-        factors.append({4: 2, 9: 3}.get(widened // width, 0) if widened % width == 0 else 0)
-    for scale, steps in SCALES.items():
-        if steps == tuple(factors):
-            return scale
-    raise CheckpointError(
-        "the upsampler belongs to no supported scale",
-        key=", ".join(convolutions),
-        expected=f"the convolutions of one of the scales {tuple(SCALES)}",
-        found=", ".join(str(tuple(tensors[key].shape)) for key in convolutions),
-        advice="the file mixes two networks or is damaged",
-    )
-
-
-def _check_tensors(config: AetherConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Compare every key and shape with those of the network that the configuration describes."""
-    with torch.device("meta"):
-        expected = AetherNet(config).state_dict()
-    for key, wanted in expected.items():
-        if key not in tensors:
-            raise CheckpointError(
-                "a tensor is missing",
-                key=key,
-                expected=f"shape {tuple(wanted.shape)}",
-                found="nothing",
-                advice="the file is incomplete: save it again",
-            )
-        if tensors[key].shape != wanted.shape:
-            raise CheckpointError(
-                "a tensor does not fit the others",
-                key=key,
-                expected=f"shape {tuple(wanted.shape)}, for embed_dim {config.embed_dim}, "
-                f"ffn_dim {config.ffn_dim} and kernel {config.lk_kernel}",
-                found=f"shape {tuple(tensors[key].shape)}",
-                advice="the file mixes two networks: save it again from one training run",
-            )
-        if tensors[key].dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                "a tensor is not floating point",
-                key=key,
-                expected=", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES),
-                found=str(tensors[key].dtype).removeprefix("torch."),
-                advice="use the float checkpoint of the same training",
-            )
-    if stray := [key for key in tensors if key not in expected]:
-        raise CheckpointError(
-            "the file holds a tensor that no AetherNet of this configuration has",
-            key=stray[0],
-            found=f"{len(stray)} such keys",
-            advice="the network was altered, or the file mixes two networks",
-        )
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str, dims: int | None = None) -> tuple[int, ...]:
-    """The shape of a tensor that must exist, have `dims` dimensions and hold something."""
-    tensor = tensors.get(key)
-    shape = None if tensor is None else tuple(tensor.shape)
-    if not shape or (dims is not None and len(shape) != dims) or min(shape) < 1:
-        raise CheckpointError(
-            "a tensor is missing or has no usable shape",
-            key=key,
-            expected=f"{dims} dimensions" if dims else "a non-empty tensor",
-            found="nothing" if shape is None else f"shape {shape}",
-            advice="the file is incomplete or damaged: save it again",
-        )
-    return shape
-
-
-def _img_range(revision: Revision, metadata: Mapping[str, object]) -> tuple[float, dict[str, str]]:
-    arch_config = metadata.get("arch_config")
-    value: object = None
-    if isinstance(arch_config, Mapping):
-        value = arch_config.get("img_range")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if value is None:
-        value = metadata.get("img_range")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6:
-        return float(value), {}
-    return revision.img_range, {
-        "img_range": f"{revision.img_range:g}, the default of {revision.name}: "
-        "no tensor carries it and the file's metadata do not name it"
-    }
-
-
-def _fold_img_range(tensors: Mapping[str, Tensor], img_range: float) -> dict[str, Tensor]:
-    folded = dict(tensors)
-    if img_range != 1.0:
-        folded["conv_first.weight"] = tensors["conv_first.weight"] * img_range
-        folded["conv_last.weight"] = tensors["conv_last.weight"] / img_range
-        folded["conv_last.bias"] = tensors["conv_last.bias"] / img_range
-    return folded
-
-
-def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    sizes = dict.fromkeys(FLOAT_DTYPES, 0)
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.numel()
-    return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def fuse(network: Network) -> Network:
-    """The network with each block's two kernels fused, in float32."""
-    if network.config.fused:
-        return network
-    return replace(
-        network,
-        config=replace(network.config, fused=True),
-        state_dict=fuse_state_dict(float_weights(network)),
-    )
-
-
-def float_weights(network: Network) -> dict[str, Tensor]:
-    """The network's tensors in float32; those that are float32 already are shared, not copied."""
-    return {key: tensor.to(torch.float32) for key, tensor in network.state_dict.items()}
+    if not bool(torch.isfinite(codes.to(torch.float32)).all()):
+        return None
+    # Rounded: programs that mix two networks average every entry.
+    numbers = [round(float(code)) for code in codes.flatten()]
+    name = "".join(chr(number) if 0 < number < 128 else "?" for number in numbers)
+    return next((row for row in REVISIONS if row.name == name), None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "PRESETS",
+    "REVISION_KEY",
     "SCALES",
     "AetherConfig",
     "AetherNet",
@@ -37,18 +38,39 @@ __all__ = [
 HEAD_CHANNELS: Final = 64
 BLOCK_NORM_EPS: Final = 1e-6
 BODY_NORM_EPS: Final = 1e-5
+SQUEEZE: Final = 8  # channel attention narrows embed_dim by this factor
+ATTENTION_KERNEL: Final = 7  # px, side of spatial attention's kernel
 RGB_MEAN: Final = 0.5  # subtracted for three channels only, and stored in no checkpoint
 
-SCALES: Final[Mapping[int, tuple[int, ...]]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+SCALES: Final[Mapping[int, tuple[int, ...]]] = {
+    1: (),
+    2: (2,),
+    3: (3,),
+    4: (2, 2),
+    8: (2, 2, 2),
+    16: (2, 2, 2, 2),
+}
 """Supported upscaling factors, each with the PixelShuffle factors that make it up."""
+
+MOST_CHANNELS: Final = 16  # of a picture; RGB has 3
+
+REVISION_KEY: Final = "revision"
+"""Buffer that names the revision (ASCII codes), where keys and shapes alone do not tell it."""
+
+BodyOrder = Literal["norm-conv-add", "add-norm-conv", "norm-add-conv"]
+StageFusion = Literal["none", "raw", "project"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AetherConfig:
     """Every hyperparameter of an AetherNet, checked on construction.
 
+    The defaults are the network as it is trained today; the fields from `revision` on describe
+    what other published revisions compute.
+
     Attributes:
-        in_chans: Channels of input and output: 1 (grey), 3 (RGB) or 4 (RGBA).
+        in_chans: Channels of the input, such as 1 (grey), 3 (RGB) or 4 (RGBA).
+        out_chans: Channels of the output; 0 stands for `in_chans`.
         embed_dim: Width of the body.
         depths: Blocks per stage.
         ffn_dim: Hidden width of the feed-forward, `int(embed_dim * mlp_ratio)` as published.
@@ -61,12 +83,33 @@ class AetherConfig:
         drop_rate: Dropout probability after the feed-forward, in training only.
         drop_path_rate: Stochastic-depth probability of the last block, in training only; the
             first block has 0, those between rise linearly.
+        revision: Name that is stored with the weights; empty where their keys say enough.
+        activation: Of the feed-forward's gate, GELU being the exact form.
+        norm_type: `layernorm` over the channels of a pixel, or `deployment`: running statistics,
+            which are part of the convolution before them, so that the network has no such layer.
+        sample_norm: Deployment norms take the statistics of each image instead of running ones.
+        block_norm_eps: Added to the variance in the blocks' normalisation.
+        body_norm_eps: Added to the variance in the normalisation after the body.
+        channel_attn: Whether blocks weigh channels by squeeze and excitation.
+        spatial_attn: Whether blocks weigh pixels.
+        stage_fusion: How stages are combined: `none` (the last one counts), `raw` (all, by one
+            linear map) or `project` (each narrowed first).
+        body_order: In which order normalisation N, convolution C and the skip from the first
+            features f follow the body b: C(N(b)) + f, or s = b + f, C(N(s)) + s, or
+            s = N(b) + f, C(s) + s.
+        head_dim: Width before the upsampler.
+        head_widths: Width after each convolution of the upsampler and its shuffle; None for
+            `head_dim` throughout. At scale 1 an entry is a convolution without a shuffle.
+        head_activation: Whether a LeakyReLU stands before the upsampler.
+        stored_mean: Whether the input's mean is stored with the weights, as the buffer `mean`,
+            and the output's is part of the last bias.
 
     Raises:
         ValueError: A field is out of range; the message names it.
     """
 
     in_chans: int = 3
+    out_chans: int = 0
     embed_dim: int = 128
     depths: tuple[int, ...] = (6,) * 6
     ffn_dim: int = 256
@@ -77,14 +120,35 @@ class AetherConfig:
     fused: bool = False
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    revision: str = ""
+    activation: Literal["gelu", "silu"] = "gelu"
+    norm_type: Literal["layernorm", "deployment"] = "layernorm"
+    sample_norm: bool = False
+    block_norm_eps: float = 1e-6
+    body_norm_eps: float = 1e-5
+    channel_attn: bool = False
+    spatial_attn: bool = False
+    stage_fusion: StageFusion = "none"
+    body_order: BodyOrder = "norm-conv-add"
+    head_dim: int = HEAD_CHANNELS
+    head_widths: tuple[int, ...] | None = None
+    head_activation: bool = True
+    stored_mean: bool = False
 
     def __post_init__(self) -> None:
         """Check every field against its range."""
-        if self.in_chans not in (1, 3, 4):
-            raise ValueError(f"in_chans must be 1, 3 or 4, got {self.in_chans}")
+        if not self.out_chans:
+            object.__setattr__(self, "out_chans", self.in_chans)
+        for name, channels in (("in_chans", self.in_chans), ("out_chans", self.out_chans)):
+            if not 1 <= channels <= MOST_CHANNELS:
+                raise ValueError(f"{name} must lie between 1 and {MOST_CHANNELS}, got {channels}")
         if self.embed_dim < 1 or self.ffn_dim < 1:
             raise ValueError(
                 f"embed_dim and ffn_dim must be positive, got {self.embed_dim} and {self.ffn_dim}"
+            )
+        if self.channel_attn and self.embed_dim < SQUEEZE:
+            raise ValueError(
+                f"embed_dim must be at least {SQUEEZE} with channel_attn, got {self.embed_dim}"
             )
         if not self.depths or min(self.depths) < 1:
             raise ValueError(
@@ -99,6 +163,17 @@ class AetherConfig:
             )
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {tuple(SCALES)}, got {self.scale}")
+        if self.head_dim < 1 or min(self.head_widths or (1,)) < 1:
+            raise ValueError(
+                f"head_dim and head_widths must be positive, got {self.head_dim} and "
+                f"{self.head_widths}"
+            )
+        if self.head_widths is not None and self.scale > 1:
+            steps = len(SCALES[self.scale])
+            if len(self.head_widths) != steps:
+                raise ValueError(
+                    f"scale {self.scale} takes {steps} head_widths, got {self.head_widths}"
+                )
         if not 0.0 < self.img_range < float("inf"):
             raise ValueError(f"img_range must be positive and finite, got {self.img_range}")
         for name, rate in (("drop_rate", self.drop_rate), ("drop_path_rate", self.drop_path_rate)):
@@ -111,14 +186,39 @@ class AetherConfig:
         return sum(self.depths)
 
     @property
+    def upsampler(self) -> tuple[tuple[int, int], ...]:
+        """Shuffle factor and width after it of each convolution of the upsampler."""
+        factors = SCALES[self.scale]
+        if self.head_widths is None:
+            return tuple((factor, self.head_dim) for factor in factors)
+        return tuple(zip(factors or (1,) * len(self.head_widths), self.head_widths, strict=True))
+
+    @property
+    def fusion_widths(self) -> tuple[int, ...]:
+        """Channels that each stage contributes to the stage fusion; empty without one."""
+        stages = len(self.depths)
+        if self.stage_fusion == "none":
+            return ()
+        if self.stage_fusion == "raw":
+            return (self.embed_dim,) * stages
+        width, rest = divmod(self.embed_dim, stages)
+        return tuple(width + (stage < rest) for stage in range(stages))
+
+    @property
+    def global_context(self) -> bool:
+        """Whether every output pixel depends on the whole image: tiles then change the result."""
+        return self.channel_attn or self.sample_norm
+
+    @property
     def receptive_radius(self) -> int:
-        """Input px in each direction that an output pixel can depend on.
+        """Input px in each direction that an output pixel can depend on through convolutions.
 
         Each k x k convolution adds k // 2. The head's convolutions run at rising resolution, so
         theirs are counted as whole input px, which errs on the safe side.
         """
-        head_convolutions = 2 + len(SCALES[self.scale])  # before, within and after the upsampler
-        return 1 + self.blocks * (self.lk_kernel // 2) + 1 + head_convolutions
+        block = self.lk_kernel // 2 + (ATTENTION_KERNEL // 2 if self.spatial_attn else 0)
+        head_convolutions = 2 + len(self.upsampler)  # before, within and after the upsampler
+        return 1 + self.blocks * block + 1 + head_convolutions
 
 
 class Conv2d(nn.Conv2d):
@@ -148,6 +248,38 @@ class ChannelNorm(nn.LayerNorm):
         return F.layer_norm(
             channels_last, self.normalized_shape, self.weight, self.bias, self.eps
         ).permute(0, 3, 1, 2)
+
+
+class SampleNorm(nn.Module):
+    """Normalisation of each image by its own mean and unbiased variance over C, H and W."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        """Build the affine map that follows, uninitialised."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        variance = x.var(dim=(1, 2, 3), keepdim=True)
+        y = (x - mean) / torch.sqrt(variance + self.eps)
+        return y * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class Affine(nn.Module):
+    """What remains of a running-statistics normalisation: a scale and a shift per channel."""
+
+    def __init__(self, channels: int) -> None:
+        """Build it uninitialised."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class ReparamConv(nn.Module):
@@ -191,40 +323,90 @@ def _depthwise(channels: int, kernel: int, *, bias: bool) -> Conv2d:
     return Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=bias)
 
 
-class GatedFFN(nn.Module):
-    """fc2(GELU(gate(x)) * main(x)), on the channels of each pixel."""
+ACTIVATIONS: Final = {"gelu": F.gelu, "silu": F.silu}
 
-    def __init__(self, channels: int, hidden: int, drop_rate: float) -> None:
+
+class GatedFFN(nn.Module):
+    """fc2(activation(gate(x)) * main(x)), on the channels of each pixel."""
+
+    def __init__(self, config: AetherConfig) -> None:
         """Build the three linear maps."""
         super().__init__()
-        self.fc1_gate = Linear(channels, hidden)
-        self.fc1_main = Linear(channels, hidden)
-        self.fc2 = Linear(hidden, channels)
-        self.drop_rate = drop_rate
+        self.fc1_gate = Linear(config.embed_dim, config.ffn_dim)
+        self.fc1_main = Linear(config.embed_dim, config.ffn_dim)
+        self.fc2 = Linear(config.ffn_dim, config.embed_dim)
+        self.activation = ACTIVATIONS[config.activation]
+        self.drop_rate = config.drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        y = self.fc2(F.gelu(self.fc1_gate(x)) * self.fc1_main(x))
+        y = self.fc2(self.activation(self.fc1_gate(x)) * self.fc1_main(x))
         if self.training and self.drop_rate:
             y = F.dropout(y, self.drop_rate)
         return y
 
 
+class ChannelAttention(nn.Module):
+    """Squeeze and excitation (Hu et al., arXiv:1709.01507): channels weighed by their means."""
+
+    def __init__(self, channels: int) -> None:
+        """Build the two linear maps; ReLU and sigmoid have no weights."""
+        super().__init__()
+        squeezed = channels // SQUEEZE
+        self.fc = nn.Sequential(
+            Linear(channels, squeezed), nn.ReLU(), Linear(squeezed, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return x * self.fc(x.mean(dim=(2, 3), keepdim=True))  # (N, C, 1, 1)
+
+
+class SpatialAttention(nn.Module):
+    """Pixels weighed by the largest and the mean value of their channels (arXiv:1807.06521)."""
+
+    def __init__(self) -> None:
+        """Build the one convolution."""
+        super().__init__()
+        self.conv = Conv2d(2, 1, ATTENTION_KERNEL, padding=ATTENTION_KERNEL // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.conv(pooled))  # (N, 1, H, W)
+
+
+def _norm(config: AetherConfig, eps: float) -> nn.Module | None:
+    """The normalisation of a configuration; None where it is part of a convolution."""
+    if config.norm_type == "layernorm":
+        return ChannelNorm(config.embed_dim, eps=eps)
+    return SampleNorm(config.embed_dim, eps) if config.sample_norm else None
+
+
 class Block(nn.Module):
-    """Depthwise convolution, normalisation and gated feed-forward, with a residual connection."""
+    """Depthwise convolution, normalisation, gated feed-forward and attention, with a residual."""
 
     def __init__(self, config: AetherConfig, drop_path: float) -> None:
         """Build one block of a network of this configuration."""
         super().__init__()
         width = config.embed_dim
         self.conv = ReparamConv(width, config.lk_kernel, config.sk_kernel, fused=config.fused)
-        self.norm = ChannelNorm(width, eps=BLOCK_NORM_EPS)
-        self.ffn = GatedFFN(width, config.ffn_dim, config.drop_rate)
+        self.norm = _norm(config, config.block_norm_eps)
+        self.ffn = GatedFFN(config)
+        self.channel_attn = ChannelAttention(width) if config.channel_attn else None
+        self.spatial_attn = SpatialAttention() if config.spatial_attn else None
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, embed_dim, H, W) to the same shape."""
-        y = self.ffn(self.norm(self.conv(x)))
+        y = self.conv(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        y = self.ffn(y)
+        if self.channel_attn is not None:
+            y = self.channel_attn(y)
+        if self.spatial_attn is not None:
+            y = self.spatial_attn(y)
         if self.training and self.drop_path:
             keep = 1.0 - self.drop_path
             y = y * (y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
@@ -239,7 +421,13 @@ class AetherNet(nn.Module):
         super().__init__()
         self.config = config
         width, channels = config.embed_dim, config.in_chans
-        self.mean = RGB_MEAN if channels == 3 else 0.0
+        if config.revision:
+            self.register_buffer(REVISION_KEY, _revision_codes(config.revision))
+        self.mean: Tensor | float
+        if config.stored_mean:
+            self.register_buffer("mean", torch.empty(1, channels, 1, 1))
+        else:
+            self.mean = RGB_MEAN if channels == 3 else 0.0
         self.conv_first = Conv2d(channels, width, 3, padding=1)
         steps = max(config.blocks - 1, 1)
         rates = iter(config.drop_path_rate * i / steps for i in range(config.blocks))
@@ -247,17 +435,29 @@ class AetherNet(nn.Module):
             nn.Sequential(*(Block(config, next(rates)) for _ in range(depth)))
             for depth in config.depths
         )
-        self.norm = ChannelNorm(width, eps=BODY_NORM_EPS)
+        if config.stage_fusion == "project":
+            self.fusion_convs = nn.ModuleList(
+                Linear(width, narrowed) for narrowed in config.fusion_widths
+            )
+        if config.stage_fusion != "none":
+            self.fusion_conv = Linear(sum(config.fusion_widths), width)
+        self.norm = _norm(config, config.body_norm_eps)
+        if self.norm is None and config.body_order == "add-norm-conv":
+            # The convolution after it pads with zeros, so a shift before it cannot be part of it.
+            self.norm = Affine(width)
         self.conv_after_body = Conv2d(width, width, 3, padding=1)
         self.conv_before_upsample = nn.Sequential(
-            Conv2d(width, HEAD_CHANNELS, 3, padding=1), nn.LeakyReLU(0.01)
+            Conv2d(width, config.head_dim, 3, padding=1),
+            *([nn.LeakyReLU(0.01)] if config.head_activation else []),
         )
         upsample: list[nn.Module] = []
-        for factor in SCALES[config.scale]:
-            upsample.append(Conv2d(HEAD_CHANNELS, HEAD_CHANNELS * factor**2, 3, padding=1))
-            upsample.append(nn.PixelShuffle(factor))
+        before = config.head_dim
+        for factor, after in config.upsampler:
+            upsample.append(Conv2d(before, after * factor**2, 3, padding=1))
+            upsample.append(nn.PixelShuffle(factor) if factor > 1 else nn.Identity())
+            before = after
         self.upsample = nn.Sequential(*upsample)
-        self.conv_last = Conv2d(HEAD_CHANNELS, channels, 3, padding=1)
+        self.conv_last = Conv2d(before, config.out_chans, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images.
@@ -266,24 +466,46 @@ class AetherNet(nn.Module):
             x: (N, in_chans, H, W), values in [0, 1], any H, W >= 1, in the dtype of the weights.
 
         Returns:
-            (N, in_chans, scale * H, scale * W), about [0, 1], not clipped.
+            (N, out_chans, scale * H, scale * W), about [0, 1], not clipped.
         """
-        if self.mean:
+        config = self.config
+        if config.stored_mean or self.mean:
             x = x - self.mean
-        if self.config.img_range != 1.0:
-            x = x * self.config.img_range
+        if config.img_range != 1.0:
+            x = x * config.img_range
         # Channels-last makes the permutations around each normalisation free views.
         x = x.contiguous(memory_format=torch.channels_last)
         features = self.conv_first(x)  # (N, embed_dim, H, W)
-        body = features
-        for stage in self.layers:
-            body = stage(body)
-        body = self.conv_after_body(self.norm(body)) + features
-        body = self.upsample(self.conv_before_upsample(body))  # (N, 64, scale * H, scale * W)
+        body = self._after_body(self._body(features), features)
+        body = self.upsample(self.conv_before_upsample(body))  # (N, width, scale * H, scale * W)
         y = self.conv_last(body)
-        if self.config.img_range != 1.0:
-            y = y / self.config.img_range
-        return y + self.mean if self.mean else y
+        if config.img_range != 1.0:
+            y = y / config.img_range
+        return y if config.stored_mean or not self.mean else y + self.mean
+
+    def _body(self, x: Tensor) -> Tensor:
+        """All stages, combined: (N, embed_dim, H, W) to the same shape."""
+        stages: list[Tensor] = []
+        for index, stage in enumerate(self.layers):
+            x = stage(x)
+            if self.config.stage_fusion == "raw":
+                stages.append(x)
+            elif self.config.stage_fusion == "project":
+                stages.append(self.fusion_convs[index](x))
+        return self.fusion_conv(torch.cat(stages, dim=1)) if stages else x
+
+    def _after_body(self, body: Tensor, features: Tensor) -> Tensor:
+        """Normalisation, convolution and skip, in the order of the configuration."""
+        if self.config.body_order == "norm-conv-add":
+            return self.conv_after_body(self._normalised(body)) + features
+        if self.config.body_order == "add-norm-conv":
+            body = body + features
+            return self.conv_after_body(self._normalised(body)) + body
+        body = self._normalised(body) + features
+        return self.conv_after_body(body) + body
+
+    def _normalised(self, body: Tensor) -> Tensor:
+        return body if self.norm is None else self.norm(body)
 
     def init_weights(self) -> None:
         """Draw fresh weights from torch's global generator, for training."""
@@ -304,6 +526,11 @@ class AetherNet(nn.Module):
                 module.fuse()
         self.config = replace(self.config, fused=True)
         return self
+
+
+def _revision_codes(revision: str) -> Tensor:
+    # On the CPU whatever the default device, so that it has its value without being loaded.
+    return torch.tensor(list(revision.encode("ascii")), dtype=torch.int64, device="cpu")
 
 
 def build_network(config: AetherConfig, state_dict: Mapping[str, Tensor]) -> AetherNet:

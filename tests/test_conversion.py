@@ -20,7 +20,7 @@ import aether_spandrel
 from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.verification import structured_image
 from aether_spandrel.checkpoint import read_checkpoint
-from aether_spandrel.revisions import read_network
+from aether_spandrel.network import read_network
 from tests.tiny import tiny
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aether_core import SCALES, AetherNet, aether_small, fuse_state_dict
 from aether_spandrel import AetherNetArch, CheckpointError
 from aether_spandrel.checkpoint import Checkpoint
-from aether_spandrel.revisions import Network, read_network
+from aether_spandrel.network import Network, read_network
 from tests.tiny import tiny
 
 with warnings.catch_warnings():

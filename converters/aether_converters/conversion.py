@@ -31,7 +31,7 @@ from aether_converters.verification import ArtefactReport, Reference, verify_art
 from aether_core import build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.inspection import CheckpointInfo, describe_network
-from aether_spandrel.revisions import Network, float_weights, fuse, read_network
+from aether_spandrel.network import Network, float_weights, fuse, read_network
 
 Precision = Literal["fp32", "fp16"]
 TARGET_PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)

@@ -57,13 +57,14 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=unique, **attributes))
         return output
 
-    def constant(self, tensor: Tensor, name: str) -> str:
-        """Store a tensor in the graph's dtype and return its name."""
+    def constant(self, tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> str:
+        """Store a tensor in the graph's dtype, or in another one, and return its name."""
+        dtype = dtype or self.dtype
         if name not in self.initializers:
-            stored = tensor.detach().to(self.dtype).contiguous().cpu()
+            stored = tensor.detach().to(dtype).contiguous().cpu()
             if not bool(torch.isfinite(stored).all()) and bool(torch.isfinite(tensor).all()):
                 raise ConversionError(
-                    f"a weight overflows {str(self.dtype).removeprefix('torch.')}",
+                    f"a weight overflows {str(dtype).removeprefix('torch.')}",
                     key=name,
                     expected="values of at most 65504",
                     found=f"{float(tensor.abs().max()):g}",
@@ -71,7 +72,7 @@ class _Graph:
                 )
             raw = stored.numpy().tobytes()
             self.initializers[name] = helper.make_tensor(
-                name, DTYPES[self.dtype], list(stored.shape), raw, raw=True
+                name, DTYPES[dtype], list(stored.shape), raw, raw=True
             )
         return name
 
@@ -151,6 +152,56 @@ def _gelu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -
     return graph.add("Mul", [product, graph.scalar(0.5)], f"{name}.half")
 
 
+def _silu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    """X * sigmoid(x), in the form that onnxruntime fuses into one kernel."""
+    x = _operand(graph, args[0])
+    return graph.add("Mul", [x, graph.add("Sigmoid", [x], f"{name}.sigmoid")], name)
+
+
+def _unary(op: str) -> Lowering:
+    def lower(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+        return graph.add(op, [_operand(graph, args[0])], name)
+
+    return lower
+
+
+def _reduce(op: str) -> Lowering:
+    def lower(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        return graph.add(
+            op,
+            [_operand(graph, args[0])],
+            name,
+            axes=_axes(kwargs["dim"]),
+            keepdims=int(kwargs["keepdim"]),
+        )
+
+    return lower
+
+
+def _axes(dim: int | tuple[int, ...]) -> list[int]:
+    return [dim] if isinstance(dim, int) else list(dim)
+
+
+def _variance(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The unbiased variance, sum((x - mean)^2) / (n - 1), over axes that end the shape."""
+    x, axes = _operand(graph, args[0]), _axes(kwargs["dim"])
+    mean = graph.add("ReduceMean", [x], f"{name}.mean", axes=axes)
+    centred = graph.add("Sub", [x, mean], f"{name}.centred")
+    square = graph.add("Mul", [centred, centred], f"{name}.square")
+    biased = graph.add("ReduceMean", [square], f"{name}.biased", axes=axes)
+    sizes = graph.add("Shape", [x], f"{name}.sizes", start=axes[0], end=axes[-1] + 1)
+    count = graph.add("ReduceProd", [sizes], f"{name}.count", axes=[0], keepdims=0)
+    n = graph.add("Cast", [count], f"{name}.n", to=TensorProto.FLOAT)
+    one = graph.constant(torch.tensor(1.0), "constant_1_float32", torch.float32)
+    ratio = graph.add("Div", [n, graph.add("Sub", [n, one], f"{name}.less")], f"{name}.ratio")
+    factor = graph.add("Cast", [ratio], f"{name}.factor", to=DTYPES[graph.dtype])
+    return graph.add("Mul", [biased, factor], name)
+
+
+def _concat(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    return graph.add("Concat", [_operand(graph, p) for p in args[0]], name, axis=kwargs["dim"])
+
+
 def _leaky_relu(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     slope = args[1] if len(args) > 1 else kwargs["negative_slope"]
     return graph.add("LeakyRelu", [_operand(graph, args[0])], name, alpha=slope)
@@ -180,8 +231,16 @@ LOWERINGS: Final[Mapping[object, Lowering]] = {
     torch.conv2d: _conv2d,
     F.layer_norm: _layer_norm,
     F.gelu: _gelu,
+    F.silu: _silu,
+    F.relu: _unary("Relu"),
+    torch.sigmoid: _unary("Sigmoid"),
+    torch.sqrt: _unary("Sqrt"),
+    torch.cat: _concat,
     F.leaky_relu: _leaky_relu,
     F.pixel_shuffle: _pixel_shuffle,
+    "amax": _reduce("ReduceMax"),
+    "mean": _reduce("ReduceMean"),
+    "var": _variance,
     "permute": _permute,
     "contiguous": _identity,
 }

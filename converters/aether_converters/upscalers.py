@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aether_converters.errors import ModelError, require
 from aether_core import AetherConfig, build_network
 from aether_spandrel.checkpoint import read_checkpoint
-from aether_spandrel.revisions import float_weights, fuse, read_network
+from aether_spandrel.network import float_weights, fuse, read_network
 
 Format = Literal["pth", "safetensors", "onnx"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)

@@ -17,7 +17,7 @@ import torch
 from aether_converters.errors import ConversionError
 from aether_converters.upscalers import Format, Image, Upscaler
 from aether_core import AetherNet, build_network
-from aether_spandrel.revisions import Network, float_weights
+from aether_spandrel.network import Network, float_weights
 
 SIZES: Final = ((96, 80), (37, 53))  # (H, W) in px; neither square, one odd
 WINDOW: Final = 24  # input px; the side of each part in which a fixed-size artefact is compared

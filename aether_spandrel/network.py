@@ -1,0 +1,600 @@
+"""From a checkpoint to the one network that the project runs: recognise, rename, check, fold.
+
+The table of revisions says what to do; nothing here asks for a revision's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from aether_core import (
+    REVISION_KEY,
+    SCALES,
+    AetherConfig,
+    AetherNet,
+    fuse_state_dict,
+    is_fused,
+)
+from aether_spandrel import folding
+from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
+from aether_spandrel.constants import Constants, Facts, resolve_constants
+from aether_spandrel.errors import CheckpointError
+from aether_spandrel.revisions import (
+    Entries,
+    Revision,
+    find_revision,
+    named_revision,
+)
+
+MOST_BLOCKS: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network as read: which revision, which configuration, its tensors under canonical keys.
+
+    Attributes:
+        revision: The row of `REVISIONS` that matched.
+        config: The configuration inferred, fused or not as the file is.
+        state_dict: Canonical key to tensor; the weights of `AetherNet(config)`. What was folded
+            is float32, the rest as stored.
+        published: The tensors as they were published, by canonical key, such that the revision's
+            default constants are right for them. Empty for a file in our own layout.
+        names: Canonical to published key.
+        dtype: The floating-point dtype in which most weights are stored.
+        constants: Value by name of each constant that matters to this file.
+        assumed: Value and reason by name for what no tensor and no metadata gave.
+        half_fused: Blocks whose kernels are fused while those of others are not.
+    """
+
+    revision: Revision
+    config: AetherConfig
+    state_dict: Mapping[str, Tensor] = field(repr=False)
+    published: Mapping[str, Tensor] = field(repr=False)
+    names: Mapping[str, str] = field(repr=False)
+    dtype: torch.dtype
+    constants: Mapping[str, float]
+    assumed: Mapping[str, str]
+    half_fused: int = 0
+
+    @property
+    def preset(self) -> str | None:
+        """The published size that this configuration is, or None."""
+        config = self.config
+        for name, size in self.revision.presets.items():
+            if (size.embed_dim, size.depths, size.lk_kernel, size.ffn_dim) == (
+                config.embed_dim,
+                config.depths,
+                config.lk_kernel,
+                config.ffn_dim,
+            ):
+                return name
+        return None
+
+
+def is_aethernet(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds an AetherNet of a known revision."""
+    return bool(named_revision(checkpoint.state_dict) or find_revision(checkpoint.entries))
+
+
+def read_network(checkpoint: Checkpoint, **constants: Unpack[Constants]) -> Network:
+    """Infer the configuration of a checkpoint, check every key and shape against it, and fold.
+
+    Constants that are given win over those of the file's metadata, those over the revision's
+    defaults. All become part of the weights, so that no later step needs to know them.
+
+    Raises:
+        CheckpointError: The checkpoint is no AetherNet of a known revision, its tensors do not
+            form one network, or a constant is out of range or has no part in it; key, expected
+            and found are named.
+    """
+    try:
+        return _read_network(checkpoint, cast(Mapping[str, float], constants))
+    except CheckpointError as error:
+        if checkpoint.path is None or error.file is not None:
+            raise
+        raise error.in_file(checkpoint.path) from error.__cause__
+
+
+def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network:
+    dtype = _main_dtype(checkpoint.state_dict)
+    revision = named_revision(checkpoint.state_dict)
+    if revision is not None:
+        return _read_canonical(revision, checkpoint, dtype, given)
+    revision = find_revision(checkpoint.entries)
+    if revision is None:
+        raise _unknown(checkpoint.state_dict)
+    names = _canonical_names(revision, checkpoint.state_dict)
+    unused = re.compile(revision.unused)
+    tensors = {
+        canonical: checkpoint.state_dict[name]
+        for canonical, name in names.items()
+        if not unused.search(name)
+    }
+    _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
+    config = _infer_config(revision, tensors)
+    tensors = _checked(_published_shapes(revision, config, tensors), tensors)
+    facts = Facts(revision=revision, config=config, tensors=tensors, qat=checkpoint.qat)
+    values, assumed = resolve_constants(facts, checkpoint.metadata, given)
+    if revision.doubt is not None and (doubt := revision.doubt(checkpoint.entries)):
+        assumed["revision"] = f"{revision.name}: {doubt}"
+    half_fused = 0
+    if not config.fused:
+        blocks = folding.block_prefixes(tensors)
+        half_fused = sum(folding.is_fused_block(tensors, block) for block in blocks)
+    settled = _settle(facts, values)
+    folded = _fold(facts, settled, values)
+    if half_fused:
+        folded = fuse_state_dict(folded)
+        config = replace(config, fused=True)
+    return Network(
+        revision=revision,
+        config=config,
+        state_dict=_as_network(config, folded),
+        published={
+            canonical: settled[canonical].reshape(checkpoint.state_dict[name].shape)
+            if canonical in settled
+            else checkpoint.state_dict[name]
+            for canonical, name in names.items()
+        },
+        names=names,
+        dtype=dtype,
+        constants=values,
+        assumed=assumed,
+        half_fused=half_fused,
+    )
+
+
+def _read_canonical(
+    revision: Revision, checkpoint: Checkpoint, dtype: torch.dtype, given: Mapping[str, float]
+) -> Network:
+    """A file that names its revision: our own layout, in which every constant is folded."""
+    if given:
+        raise CheckpointError(
+            f"{next(iter(given))} cannot be set: this file has it in its weights already",
+            advice="set it for the file that this one was made from",
+        )
+    tensors = dict(checkpoint.state_dict)
+    config = _infer_config(revision, tensors, canonical=True)
+    return Network(
+        revision=revision,
+        config=config,
+        state_dict=_as_network(
+            config, _checked(_shapes_of(config), tensors, ignored=(REVISION_KEY,))
+        ),
+        published={},
+        names={},
+        dtype=dtype,
+        constants={},
+        assumed={},
+    )
+
+
+def _unknown(tensors: Entries) -> CheckpointError:
+    if REVISION_KEY in tensors and any(key.startswith("layers.0.0.ffn.") for key in tensors):
+        return CheckpointError(
+            "this file names a revision that this version does not know",
+            key=REVISION_KEY,
+            advice="update with: pip install --upgrade aether-spandrel",
+        )
+    return CheckpointError(
+        "this is not an AetherNet checkpoint of a known revision",
+        expected="conv_first and conv_last, and blocks under layers.0.0 (G1) or stages.0.0 "
+        "(G2 to G5)",
+        found=", ".join(key[:60] for key in list(tensors)[:4]) + " ...",
+        advice="if another program loads it, it is another architecture",
+    )
+
+
+# Keys
+
+
+def _canonical_names(revision: Revision, tensors: Entries) -> dict[str, str]:
+    """Canonical key to published key, in file order."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        canonical = name
+        for pattern, replacement in revision.renames:
+            canonical = re.sub(pattern, replacement, canonical)
+        if canonical in names:
+            raise CheckpointError(
+                "two keys stand for the same tensor",
+                key=name[:100],
+                found=names[canonical][:100],
+                advice="the file mixes two networks: save it again from one training run",
+            )
+        names[canonical] = name
+    return _number_upsampler(names) if revision.renames else names
+
+
+UPSAMPLER: Final = re.compile(r"^upsample\.(\d{1,3})x?\.(weight|bias)$")
+
+
+def _number_upsampler(names: dict[str, str]) -> dict[str, str]:
+    """The upsampler's convolutions at even positions, as in an `nn.Sequential` with shuffles."""
+    found = sorted({int(match[1]) for name in names if (match := UPSAMPLER.match(name))})
+    position = {number: 2 * index for index, number in enumerate(found)}
+    return {
+        UPSAMPLER.sub(lambda m: f"upsample.{position[int(m[1])]}.{m[2]}", canonical): name
+        for canonical, name in names.items()
+    }
+
+
+# Configuration
+
+
+def _infer_config(revision: Revision, tensors: Entries, *, canonical: bool = False) -> AetherConfig:
+    embed_dim, in_chans = _shape(tensors, "conv_first.weight", 4)[:2]
+    out_chans = _shape(tensors, "conv_last.weight", 4)[0]
+    first = "layers.0.0."
+    fused = is_fused(tensors)
+    kernel = "fused_conv" if folding.is_fused_block(tensors, first) else "lk_conv"
+    lk_kernel = _shape(tensors, f"{first}conv.{kernel}.weight", 4)[-1]
+    sk_kernel = min(3, lk_kernel)
+    if not fused:
+        unfused = next(key for key in tensors if key.endswith(".lk_conv.weight"))
+        sk_kernel = _shape(tensors, unfused.replace(".lk_conv.", ".sk_conv."), 4)[-1]
+    if canonical:  # what is folded has no norm in its blocks
+        sample_norm = revision.sample_norm and f"{first}norm.weight" in tensors
+        layer_norm = f"{first}norm.weight" in tensors and not sample_norm
+    else:
+        sample_norm = revision.sample_norm and not fused
+        layer_norm = _has_layer_norm(tensors, first)
+    scale = infer_scale(tensors)
+    head_dim = _shape(tensors, "conv_before_upsample.0.weight", 4)[0]
+    fixed_head = not revision.renames
+    try:
+        return AetherConfig(
+            in_chans=in_chans,
+            out_chans=out_chans,
+            embed_dim=embed_dim,
+            depths=_infer_depths(tensors),
+            ffn_dim=_shape(tensors, f"{first}ffn.fc1_gate.weight")[0],
+            lk_kernel=lk_kernel,
+            # A fused file has lost the small kernel's size, which no longer matters.
+            sk_kernel=sk_kernel,
+            scale=scale,
+            fused=fused,
+            revision="" if fixed_head else revision.name,
+            activation=revision.activation,
+            norm_type="layernorm" if layer_norm else "deployment",
+            sample_norm=sample_norm,
+            block_norm_eps=revision.norm_eps if sample_norm else revision.layer_norm_eps[0],
+            body_norm_eps=revision.norm_eps if sample_norm else revision.layer_norm_eps[1],
+            channel_attn=f"{first}channel_attn.fc.0.weight" in tensors,
+            spatial_attn=f"{first}spatial_attn.conv.weight" in tensors,
+            stage_fusion=revision.stage_fusion,
+            body_order=revision.body_order,
+            head_dim=head_dim,
+            head_widths=None if fixed_head else _infer_head_widths(tensors),
+            head_activation=revision.head_activation,
+            stored_mean=revision.stored_mean,
+        )
+    except ValueError as error:
+        raise CheckpointError(
+            f"the tensors' shapes describe no AetherNet: {error}",
+            advice="the file is damaged or of an unknown revision",
+        ) from None
+
+
+def _has_layer_norm(tensors: Entries, block: str) -> bool:
+    """Whether a block has a LayerNorm: a flat weight without running statistics."""
+    weight = tensors.get(f"{block}norm.weight")
+    return weight is not None and weight.dim() == 1 and f"{block}norm.running_var" not in tensors
+
+
+def _infer_depths(tensors: Entries) -> tuple[int, ...]:
+    pattern = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.")
+    found = {(int(m[1]), int(m[2])) for key in tensors if (m := pattern.match(key))}
+    depths: list[int] = []
+    while (len(depths), 0) in found:
+        stage, depth = len(depths), 1
+        while (stage, depth) in found:
+            depth += 1
+        depths.append(depth)
+    expected = {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
+    if stray := sorted(found - expected):
+        raise CheckpointError(
+            "blocks are missing between those that are there",
+            key=f"layers.{stray[0][0]}.{stray[0][1]}",
+            expected=f"blocks numbered without gaps, here depths {tuple(depths)}",
+            found="a block beyond them",
+            advice="the file is incomplete: save it again",
+        )
+    if sum(depths) > MOST_BLOCKS:
+        raise CheckpointError(
+            "the network is deeper than any that can be used",
+            expected=f"at most {MOST_BLOCKS} blocks",
+            found=f"{sum(depths)} blocks",
+            advice="the file is forged or damaged",
+        )
+    return tuple(depths)
+
+
+def _upsampler_keys(tensors: Entries) -> list[str]:
+    keys = [key for key in tensors if key.startswith("upsample.") and key.endswith(".weight")]
+    return sorted(keys, key=lambda key: (len(key), key))
+
+
+def infer_scale(tensors: Entries) -> int:
+    """Upscaling factor from the upsampler's convolutions (section 2.3).
+
+    None means 1, one means 1, 2 or 3 by its widening, n >= 2 mean 2**n.
+
+    Raises:
+        CheckpointError: The widening is one that no supported scale has.
+    """
+    keys = _upsampler_keys(tensors)
+    inputs = [_shape(tensors, key, 4)[1] for key in [*keys, "conv_last.weight"]]
+    factors: list[int] = []
+    for key, width in zip(keys, inputs[1:], strict=True):
+        widened = _shape(tensors, key, 4)[0]
+        factors.append({1: 1, 4: 2, 9: 3}.get(widened // width, 0) if widened % width == 0 else 0)
+    if factors == [1]:
+        return 1
+    for scale, steps in SCALES.items():
+        if steps == tuple(factors):
+            return scale
+    raise CheckpointError(
+        "the upsampler belongs to no supported scale",
+        key=", ".join(keys)[:200],
+        expected=f"the convolutions of one of the scales {tuple(SCALES)}",
+        found=", ".join(str(tuple(tensors[key].shape)) for key in keys)[:200],
+        advice="the file mixes two networks or is damaged",
+    )
+
+
+def _infer_head_widths(tensors: Entries) -> tuple[int, ...]:
+    """Width after each step of the upsampler: what the next convolution takes."""
+    keys = [*_upsampler_keys(tensors), "conv_last.weight"]
+    return tuple(_shape(tensors, key, 4)[1] for key in keys[1:])
+
+
+def _check_scale_buffers(tensors: Entries, scale: int) -> None:
+    for key in ("scale", "scale_tensor"):
+        if key in tensors and (tensors[key].numel() != 1 or _rounded(tensors[key]) != scale):
+            raise CheckpointError(
+                "the stored scale is not that of the upsampler",
+                key=key,
+                expected=str(scale),
+                found=str(tensors[key].flatten()[:4].tolist()),
+                advice="the file mixes two networks: save it again from one training run",
+            )
+
+
+def _rounded(tensor: Tensor) -> float:
+    # Programs that mix two networks average integers too, and may leave 1.9999.
+    value = 0.0 if tensor.is_meta else float(tensor)
+    return round(value) if abs(value) < 1e6 else value
+
+
+# Shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _shapes_of(config: AetherConfig) -> dict[str, tuple[int, ...]]:
+    """Every key and shape of the network that a configuration describes."""
+    with torch.device("meta"):
+        expected = AetherNet(config).state_dict()
+    return {key: tuple(t.shape) for key, t in expected.items() if key != REVISION_KEY}
+
+
+def _published_shapes(
+    revision: Revision, config: AetherConfig, tensors: Entries
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of `_shapes_of` and those of what will be folded into them."""
+    shapes = _shapes_of(config)
+    kernel = config.lk_kernel
+    norms = ["norm."]
+    for block in folding.block_prefixes(shapes):
+        norms.append(f"{block}norm.")
+        if revision.temperature != "none":
+            shapes[block + "ffn.temperature"] = ()
+        for key in OPTIONAL_BIASES:
+            if block + key not in tensors:
+                shapes.pop(block + key, None)
+        if folding.is_fused_block(tensors, block) and not config.fused:
+            for name in ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias"):
+                del shapes[f"{block}conv.{name}"]
+            shapes[f"{block}conv.fused_conv.weight"] = (config.embed_dim, 1, kernel, kernel)
+            shapes[f"{block}conv.fused_conv.bias"] = (config.embed_dim,)
+    if revision.error_comp != "none":
+        shapes["error_comp"] = (sum(config.fusion_widths),)
+        if revision.error_comp == "after":
+            shapes["error_comp"] = (config.embed_dim,)
+    if config.norm_type == "deployment":
+        for norm in norms:
+            shapes[f"{norm}weight"] = shapes[f"{norm}bias"] = (config.embed_dim,)
+            if not revision.sample_norm and _needs_statistics(revision, tensors, norm):
+                for name in folding.STATISTICS:
+                    shapes[norm + name] = (config.embed_dim,)
+    return shapes
+
+
+OPTIONAL_BIASES: Final = (
+    "channel_attn.fc.0.bias",
+    "channel_attn.fc.2.bias",
+    "spatial_attn.conv.bias",
+)
+"""Biases that some revisions lack, and which are then zero."""
+
+
+def _needs_statistics(revision: Revision, tensors: Entries, norm: str) -> bool:
+    """Whether running statistics belong to a norm: always before fusing, afterwards where kept."""
+    fused = _is_fused_norm(tensors, norm)
+    return not fused or revision.kept_statistics or f"{norm}running_var" in tensors
+
+
+def _is_fused_norm(tensors: Entries, norm: str) -> bool:
+    """Whether the convolution before a norm is fused; all of them, for the one after the body."""
+    block = norm.removesuffix("norm.")
+    return folding.is_fused_block(tensors, block) if block else is_fused(tensors)
+
+
+def _checked(
+    shapes: Shapes, tensors: Entries, *, ignored: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The tensors in the shapes that a configuration asks for; axes of length 1 may differ.
+
+    A linear map is stored as a 1x1 convolution in some files, and a vector with all four axes.
+
+    Raises:
+        CheckpointError: A tensor is missing, is too many, does not fit, or holds no floats.
+    """
+    checked: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        tensor = tensors.get(key)
+        if tensor is None:
+            raise CheckpointError(
+                "a tensor is missing",
+                key=key,
+                expected=f"shape {shape}",
+                found="nothing",
+                advice="the file is incomplete: save it again",
+            )
+        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+            raise CheckpointError(
+                "a tensor does not fit the others",
+                key=key,
+                expected=f"shape {shape}",
+                found=f"shape {tuple(tensor.shape)}",
+                advice="the file mixes two networks: save it again from one training run",
+            )
+        if tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided:
+            raise CheckpointError(
+                "a tensor is not floating point",
+                key=key,
+                expected=", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES),
+                found=str(tensor.dtype).removeprefix("torch."),
+                advice="use the float checkpoint of the same training",
+            )
+        checked[key] = tensor.reshape(shape)
+    if stray := [key for key in tensors if key not in shapes and key not in ignored]:
+        raise CheckpointError(
+            "the file holds a tensor that no AetherNet of this configuration has",
+            key=stray[0][:100],
+            found=f"{len(stray)} such keys",
+            advice="the network was altered, or the file mixes two networks",
+        )
+    return checked
+
+
+def _shape(tensors: Entries, key: str, dims: int | None = None) -> tuple[int, ...]:
+    """The shape of a tensor that must exist, have `dims` dimensions and hold something."""
+    tensor = tensors.get(key)
+    shape = None if tensor is None else tuple(tensor.shape)
+    if not shape or (dims is not None and len(shape) != dims) or min(shape) < 1:
+        raise CheckpointError(
+            "a tensor is missing or has no usable shape",
+            key=key,
+            expected=f"{dims} dimensions" if dims else "a non-empty tensor",
+            found="nothing" if shape is None else f"shape {shape}",
+            advice="the file is incomplete or damaged: save it again",
+        )
+    return shape
+
+
+# Folding
+
+
+def _settle(facts: Facts, values: Mapping[str, float]) -> dict[str, Tensor]:
+    """The tensors as published, such that the revision's default constants are right for them."""
+    state = folding.fold_img_range(
+        facts.tensors, values["img_range"], range_first=facts.revision.range_first
+    )
+    if facts.res_scale is not None:
+        state = folding.scale_residuals(state, values["res_scale"] / facts.res_scale)
+    if values.get("error_comp") == 0.0:
+        state = folding.without_error_comp(state)
+    if facts.revision.temperature == "ignored":
+        state = folding.with_unit_temperature(state)
+    return state
+
+
+def affine_norms(
+    revision: Revision, config: AetherConfig, state: Entries, constants: Mapping[str, float]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Scale and shift, (embed_dim) float64, of each running-statistics norm, by its prefix."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    if config.norm_type == "layernorm" or config.sample_norm:
+        return found
+    for norm in ("norm.", *(f"{block}norm." for block in folding.block_prefixes(state))):
+        fused = _is_fused_norm(state, norm) and not revision.kept_statistics
+        live = not (fused and constants.get("norm_folded", 0.0) == 1.0)
+        eps = constants.get("norm_eps", revision.norm_eps)
+        found[norm] = folding.affine_norm(state, norm, eps, live_statistics=live)
+    return found
+
+
+def _fold(facts: Facts, state: Entries, values: Mapping[str, float]) -> dict[str, Tensor]:
+    """What the revision computes beside its convolutions, in their weights."""
+    revision = facts.revision
+    folded = dict(state)
+    if revision.temperature != "none":
+        folded = folding.fold_temperature(folded, divides=revision.temperature == "divides")
+    if facts.res_scale is not None:
+        folded = folding.scale_residuals(folded, facts.res_scale)
+    if revision.error_comp != "none":
+        folded = folding.fold_error_comp(folded, before=revision.error_comp == "before")
+    if revision.stored_mean:
+        folded = folding.fold_output_mean(folded)
+    for norm, (scale, shift) in affine_norms(revision, facts.config, state, values).items():
+        block = norm.removesuffix("norm.")
+        if block:
+            folded = folding.fold_block_norm(folded, block, scale, shift)
+        elif revision.body_order == "norm-add-conv":
+            folded = folding.fold_fusion_norm(folded, scale, shift)
+        else:
+            # The convolution after it pads with zeros, so that only the norm's statistics fold.
+            folded |= {"norm.weight": scale.float(), "norm.bias": shift.float()}
+    return folded
+
+
+def _as_network(config: AetherConfig, tensors: Entries) -> dict[str, Tensor]:
+    """Exactly the entries of the network, in its order; absent biases are zero."""
+    with torch.device("meta"):
+        expected = AetherNet(config).state_dict()
+    state: dict[str, Tensor] = {}
+    for key, wanted in expected.items():
+        if key == REVISION_KEY:
+            state[key] = wanted
+        elif key in tensors:
+            state[key] = tensors[key]
+        else:
+            state[key] = torch.zeros(wanted.shape)
+    return state
+
+
+def _main_dtype(tensors: Entries) -> torch.dtype:
+    sizes = dict.fromkeys(FLOAT_DTYPES, 0)
+    for tensor in tensors.values():
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def fuse(network: Network) -> Network:
+    """The network with each block's two kernels fused, in float32."""
+    if network.config.fused:
+        return network
+    return replace(
+        network,
+        config=replace(network.config, fused=True),
+        state_dict=fuse_state_dict(float_weights(network)),
+    )
+
+
+def float_weights(network: Network) -> dict[str, Tensor]:
+    """The network's tensors in float32; those that are float32 already are shared, not copied."""
+    return {
+        key: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        for key, tensor in network.state_dict.items()
+    }

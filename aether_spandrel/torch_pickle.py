@@ -1,0 +1,653 @@
+"""The pickle inside a PyTorch file, read as data: nothing it names is imported or called.
+
+Python's unpickler is a small stack machine whose instructions can call any function. Here the
+same instructions build only what a checkpoint consists of: dictionaries, lists, numbers, text and
+tensors. What else a file names is either known to be harmless, and becomes an inert `Opaque`, or
+the file is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+
+from aether_spandrel.errors import CheckpointError
+
+MOST_INSTRUCTIONS: Final = 2_000_000  # about 40 make a tensor; the largest training file has 0.4 M
+LONGEST_NUMBER: Final = 255  # bytes of one integer
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+    "UntypedStorage": torch.uint8,
+}
+"""Which numbers a storage class of torch holds; of quantised ones, the integers themselves."""
+
+NAMED_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "torch.float32": torch.float32,
+    "torch.float16": torch.float16,
+    "torch.bfloat16": torch.bfloat16,
+    "torch.float64": torch.float64,
+    "torch.int64": torch.int64,
+    "torch.int32": torch.int32,
+    "torch.int16": torch.int16,
+    "torch.int8": torch.int8,
+    "torch.uint8": torch.uint8,
+    "torch.bool": torch.bool,
+    "torch.qint8": torch.int8,
+    "torch.quint8": torch.uint8,
+    "torch.qint32": torch.int32,
+}
+"""Types of numbers by the names under which pickles refer to them."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """The name of something in a Python module, which is not looked up."""
+
+    name: str
+
+    def __str__(self) -> str:
+        """The dotted name."""
+        return self.name
+
+
+@dataclass
+class Opaque:
+    """What would have been an object of another library; only its attributes, if any, are kept."""
+
+    name: str
+    attributes: dict[str, object] = field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A flat run of numbers in the file, as a one-dimensional tensor."""
+
+    numbers: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """An int8 tensor with what makes numbers of it: (integers - zero_point) * scale.
+
+    Attributes:
+        integers: As stored.
+        scale: One number, or one for each slice along `axis`.
+        zero_point: As many as scales.
+        axis: Along which scales differ; None for a single one.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None
+
+    def dequantised(self) -> Tensor:
+        """The float32 numbers that the integers stand for."""
+        return (self.integers.to(torch.float32) - self._along(self.zero_point)) * self._along(
+            self.scale
+        )
+
+    def signal_to_noise(self) -> tuple[float, float]:
+        """Energy of the weights, and the expected energy of what rounding took from them.
+
+        Rounding to steps of `scale` leaves an error that is uniform within half a step, whose
+        mean square is scale^2 / 12.
+        """
+        step = self._along(self.scale).double().expand(self.integers.shape)
+        return (
+            float(self.dequantised().double().square().sum()),
+            float(step.square().sum()) / 12.0,
+        )
+
+    def _along(self, values: Tensor) -> Tensor:
+        shape = [1] * self.integers.dim()
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return values.to(torch.float32).reshape(shape)
+
+
+StorageReader = Callable[[tuple[object, ...]], Storage]
+"""Finds a storage by the persistent id that stands for it in the pickle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpickled:
+    """What one pickle describes.
+
+    Attributes:
+        value: The object: dictionaries, lists, numbers, text, tensors, `Quantised`, `Opaque`.
+        names: The Python objects that the pickle names.
+        end: Position after it.
+    """
+
+    value: object
+    names: frozenset[str]
+    end: int
+
+
+def read_pickle(content: memoryview, storage: StorageReader, *, start: int = 0) -> Unpickled:
+    """The object that one pickle describes.
+
+    Tensors share the memory of the storages that `storage` gives.
+
+    Raises:
+        CheckpointError: The pickle is damaged, names anything but data, or holds a tensor that
+            does not lie within its storage.
+    """
+    machine = _Machine(content, start, storage)
+    try:
+        value = machine.run()
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            "the file is damaged or cut short",
+            found=f"instructions that end or go astray at byte {machine.position}",
+            advice="download or copy the file again",
+        ) from error
+    return Unpickled(value=value, names=frozenset(machine.names), end=machine.position)
+
+
+class _Mark:
+    """Where the arguments of a later instruction begin on the stack."""
+
+
+MARK: Final = _Mark()
+
+
+def damaged(what: str) -> CheckpointError:
+    """The error for instructions that no program writes."""
+    return CheckpointError(
+        "the file is damaged or forged", found=what, advice="download or copy the file again"
+    )
+
+
+class _Machine:
+    """The stack machine of one pickle."""
+
+    def __init__(self, content: memoryview, position: int, storage: StorageReader) -> None:
+        self.content = content
+        self.position = position
+        self.storage = storage
+        self.stack: list[Any] = []
+        self.memo: dict[int, object] = {}
+        self.names: set[str] = set()
+
+    def run(self) -> object:
+        """Execute instructions up to STOP, and return what is on top of the stack."""
+        for _ in range(MOST_INSTRUCTIONS):
+            code = self.content[self.position]
+            self.position += 1
+            if code == STOP:
+                return self.pop()
+            instruction = INSTRUCTIONS.get(code)
+            if instruction is None:
+                raise damaged(f"instruction {code:#04x}, which checkpoints do not use")
+            instruction(self)
+        raise damaged(f"more than {MOST_INSTRUCTIONS:,} instructions")
+
+    # Reading arguments
+
+    def take(self, length: int) -> memoryview:
+        """The next bytes."""
+        end = self.position + length
+        if end > len(self.content):
+            raise IndexError
+        taken = self.content[self.position : end]
+        self.position = end
+        return taken
+
+    def number(self, form: str) -> int:
+        """The next integer, of a format of `struct`."""
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return value
+
+    def line(self) -> str:
+        """The text up to the end of the line."""
+        limit = min(self.position + 1000, len(self.content))
+        text = bytes(self.content[self.position : limit])
+        length = text.index(b"\n") if b"\n" in text else -1
+        if length < 0:
+            raise IndexError
+        self.position += length + 1
+        return text[:length].decode("utf-8")
+
+    # The stack
+
+    def push(self, value: object) -> None:
+        """Put a value on top."""
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        """Take the top value."""
+        value = self.stack.pop()
+        if value is MARK:
+            raise damaged("a mark where a value is needed")
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        """Take all values above the last mark, and the mark."""
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is MARK:
+                values = self.stack[index + 1 :]
+                del self.stack[index:]
+                return values
+        raise damaged("values without a mark before them")
+
+    def top(self, kind: type[Any]) -> Any:
+        """The top value, which must be of a kind and stays."""
+        value = self.stack[-1]
+        if not isinstance(value, kind):
+            raise damaged(f"{type(value).__name__} where {kind.__name__} is needed")
+        return value
+
+    def remember(self, slot: int) -> None:
+        """Keep the top value for later."""
+        self.memo[slot] = self.stack[-1]
+
+    def recall(self, slot: int) -> None:
+        """Push a value that was kept."""
+        if slot not in self.memo:
+            raise damaged(f"a reference to value {slot}, which is not there")
+        self.push(self.memo[slot])
+
+    # What instructions build
+
+    def set_items(self, items: Sequence[Any]) -> None:
+        """Add keys and values in turn to the dictionary on top."""
+        if len(items) % 2:
+            raise damaged("a key without a value")
+        target = cast(object, self.stack[-1])
+        if isinstance(target, Opaque):
+            return  # an object that behaves like a dictionary, such as a configuration
+        entries = cast(dict[object, object], self.top(dict))
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, (str, int, float, bool, bytes, type(None), Global)):
+                # Hashing nested tuples can take exponential time.
+                raise damaged(f"a dictionary key of type {type(key).__name__}")
+            if key in entries:
+                raise CheckpointError(
+                    "a key occurs twice",
+                    key=str(key)[:100],
+                    advice="the file is forged or was written by a broken program",
+                )
+            entries[key] = value
+
+    def global_name(self, module: object, name: object) -> None:
+        """Push a name, if it is one of those that may stand in a checkpoint."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise damaged("a name that is no text")
+        full = f"{module}.{name}"
+        if not _is_harmless(full):
+            raise CheckpointError(
+                "the file asks for more than tensors, and is not executed",
+                found=f"the Python object {full[:200]}",
+                advice="if you trained it yourself, save its state dict alone; "
+                "else do not trust it",
+            )
+        self.names.add(full)
+        self.push(Global(full))
+
+    def call(self, function: object, arguments: object) -> None:
+        """Push what a known function would have made of its arguments."""
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            raise damaged("a call of something that is no function")
+        build = BUILDERS.get(function.name)
+        given = cast(tuple[Any, ...], arguments)
+        if build is None:
+            self.push(Opaque(function.name))
+            return
+        try:
+            self.push(build(given))
+        except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as error:
+            raise damaged(f"arguments that {function.name} cannot take") from error
+
+    def set_state(self) -> None:
+        """Give the object below the top its attributes, if it is one that keeps any."""
+        state = self.pop()
+        target = cast(object, self.stack[-1])
+        if isinstance(target, Opaque) and isinstance(state, dict):
+            entries = cast(dict[object, object], state)
+            target.attributes.update({k: v for k, v in entries.items() if isinstance(k, str)})
+
+    def find_storage(self) -> None:
+        """Push the storage whose persistent id is on top."""
+        identity = self.pop()
+        if not isinstance(identity, tuple):
+            raise damaged("a storage without an identity")
+        self.push(self.storage(cast(tuple[object, ...], identity)))
+
+
+def _text(machine: _Machine, form: str, encoding: str = "utf-8") -> None:
+    machine.push(str(machine.take(machine.number(form)), encoding))
+
+
+def _bytes(machine: _Machine, form: str) -> None:
+    machine.push(bytes(machine.take(machine.number(form))))
+
+
+def _long(machine: _Machine, form: str) -> None:
+    length = machine.number(form)
+    if not 0 <= length <= LONGEST_NUMBER:
+        raise damaged(f"an integer of {length} bytes")
+    machine.push(int.from_bytes(machine.take(length), "little", signed=True))
+
+
+def _tuple(machine: _Machine, length: int) -> None:
+    values = [machine.pop() for _ in range(length)]
+    machine.push(tuple(reversed(values)))
+
+
+def _dict(machine: _Machine) -> None:
+    items = machine.pop_to_mark()
+    machine.push({})
+    machine.set_items(items)
+
+
+def _append(machine: _Machine, values: list[Any]) -> None:
+    if isinstance(machine.stack[-1], Opaque):
+        return
+    cast(list[Any], machine.top(list)).extend(values)
+
+
+def _set_item(machine: _Machine) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def _stack_global(machine: _Machine) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.global_name(module, name)
+
+
+def _reduce(machine: _Machine) -> None:
+    arguments, function = machine.pop(), machine.pop()
+    machine.call(function, arguments)
+
+
+def _new_object(machine: _Machine, *, keywords: bool) -> None:
+    if keywords:
+        machine.pop()
+    _reduce(machine)
+
+
+STOP: Final = 0x2E
+
+INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
+    0x80: lambda m: m.take(1),  # PROTO
+    0x95: lambda m: m.take(8),  # FRAME
+    0x28: lambda m: m.push(MARK),  # MARK
+    0x30: lambda m: m.stack.pop(),  # POP
+    0x31: lambda m: m.pop_to_mark(),  # POP_MARK
+    0x32: lambda m: m.push(m.stack[-1]),  # DUP
+    0x4E: lambda m: m.push(None),  # NONE
+    0x88: lambda m: m.push(True),  # NEWTRUE
+    0x89: lambda m: m.push(False),  # NEWFALSE
+    0x4B: lambda m: m.push(m.number("<B")),  # BININT1
+    0x4D: lambda m: m.push(m.number("<H")),  # BININT2
+    0x4A: lambda m: m.push(m.number("<i")),  # BININT
+    0x8A: lambda m: _long(m, "<B"),  # LONG1
+    0x8B: lambda m: _long(m, "<i"),  # LONG4
+    0x47: lambda m: m.push(m.number(">d")),  # BINFLOAT
+    0x8C: lambda m: _text(m, "<B"),  # SHORT_BINUNICODE
+    0x58: lambda m: _text(m, "<I"),  # BINUNICODE
+    0x8D: lambda m: _text(m, "<Q"),  # BINUNICODE8
+    0x55: lambda m: _text(m, "<B", "latin-1"),  # SHORT_BINSTRING
+    0x54: lambda m: _text(m, "<I", "latin-1"),  # BINSTRING
+    0x43: lambda m: _bytes(m, "<B"),  # SHORT_BINBYTES
+    0x42: lambda m: _bytes(m, "<I"),  # BINBYTES
+    0x8E: lambda m: _bytes(m, "<Q"),  # BINBYTES8
+    0x96: lambda m: _bytes(m, "<Q"),  # BYTEARRAY8
+    0x29: lambda m: m.push(()),  # EMPTY_TUPLE
+    0x85: lambda m: _tuple(m, 1),  # TUPLE1
+    0x86: lambda m: _tuple(m, 2),  # TUPLE2
+    0x87: lambda m: _tuple(m, 3),  # TUPLE3
+    0x74: lambda m: m.push(tuple(m.pop_to_mark())),  # TUPLE
+    0x5D: lambda m: m.push([]),  # EMPTY_LIST
+    0x6C: lambda m: m.push(m.pop_to_mark()),  # LIST
+    0x61: lambda m: _append(m, [m.pop()]),  # APPEND
+    0x65: lambda m: _append(m, m.pop_to_mark()),  # APPENDS
+    0x7D: lambda m: m.push({}),  # EMPTY_DICT
+    0x64: _dict,  # DICT
+    0x73: _set_item,  # SETITEM
+    0x75: lambda m: m.set_items(m.pop_to_mark()),  # SETITEMS
+    0x8F: lambda m: m.push(Opaque("builtins.set")),  # EMPTY_SET
+    0x90: lambda m: _append(m, m.pop_to_mark()),  # ADDITEMS
+    0x91: lambda m: (m.pop_to_mark(), m.push(Opaque("builtins.frozenset"))),  # FROZENSET
+    0x71: lambda m: m.remember(m.number("<B")),  # BINPUT
+    0x72: lambda m: m.remember(m.number("<I")),  # LONG_BINPUT
+    0x94: lambda m: m.remember(len(m.memo)),  # MEMOIZE
+    0x68: lambda m: m.recall(m.number("<B")),  # BINGET
+    0x6A: lambda m: m.recall(m.number("<I")),  # LONG_BINGET
+    0x63: lambda m: m.global_name(m.line(), m.line()),  # GLOBAL
+    0x93: _stack_global,  # STACK_GLOBAL
+    0x52: _reduce,  # REDUCE
+    0x81: lambda m: _new_object(m, keywords=False),  # NEWOBJ
+    0x92: lambda m: _new_object(m, keywords=True),  # NEWOBJ_EX
+    0x62: lambda m: m.set_state(),  # BUILD
+    0x51: lambda m: m.find_storage(),  # BINPERSID
+}
+"""The instructions that torch.save writes, by code; the comments give pickle's own names."""
+
+
+# What may be named
+
+
+def _ordered_dict(arguments: tuple[Any, ...]) -> dict[object, object]:
+    pairs: list[Any] = arguments[0] if arguments else []
+    found: dict[object, object] = {}
+    for key, value in pairs:
+        if not isinstance(key, str) or key in found:
+            raise ValueError("keys must be text and differ")
+        found[key] = value
+    return found
+
+
+def _tensor(arguments: tuple[Any, ...]) -> Tensor:
+    """`torch._utils._rebuild_tensor_v2`: storage, offset, size, stride, ..."""
+    storage, offset, size, stride = arguments[:4]
+    numbers = storage.numbers
+    if len(arguments) > 6 and isinstance(arguments[6], Global):  # _rebuild_tensor_v3 has a dtype
+        numbers = numbers.view(NAMED_DTYPES[arguments[6].name])
+    return view_of(numbers, offset, size, stride)
+
+
+def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Tensor:
+    """A tensor of a size and stride within a flat run of numbers.
+
+    Raises:
+        CheckpointError: It does not lie within it, or claims more elements than there are.
+    """
+    sizes, strides = cast(tuple[Any, ...], size), cast(tuple[Any, ...], stride)
+    well_formed = (
+        isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and len(sizes) == len(strides) <= 8
+        and all(type(number) is int and number >= 0 for number in (*sizes, *strides, offset))
+    )
+    if not well_formed:
+        raise damaged(f"a tensor of size {str(size)[:60]} and stride {str(stride)[:60]}")
+    elements = 1
+    for length in sizes:
+        elements *= length
+    last = cast(int, offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    if elements and (last >= numbers.numel() or elements > numbers.numel()):
+        raise CheckpointError(
+            "a tensor reaches beyond the numbers that are stored for it",
+            expected=f"at most {numbers.numel()} elements",
+            found=f"size {sizes}, stride {strides}, offset {offset}",
+            advice="the file is damaged or forged: download or copy it again",
+        )
+    if not elements:
+        return numbers.new_empty(sizes if max(sizes) < 2**31 else (0,))
+    return numbers.as_strided(sizes, strides, cast(int, offset) + numbers.storage_offset())
+
+
+def _quantised(arguments: tuple[Any, ...]) -> Quantised:
+    """`torch._utils._rebuild_qtensor`: storage, offset, size, stride, (scheme, ...)."""
+    integers = _tensor(arguments[:4])
+    scheme, *parameters = arguments[4]
+    if scheme == Global("torch.per_tensor_affine"):
+        scale, zero_point = float(parameters[0]), int(parameters[1])
+        return Quantised(
+            integers=integers,
+            scale=torch.tensor([scale], dtype=torch.float64),
+            zero_point=torch.tensor([zero_point]),
+            axis=None,
+        )
+    if scheme != Global("torch.per_channel_affine"):
+        raise ValueError(f"unknown scheme {scheme}")
+    scales, zero_points, axis = parameters
+    if (
+        not isinstance(scales, Tensor)
+        or not isinstance(zero_points, Tensor)
+        or not 0 <= axis < integers.dim()
+        or not scales.shape == zero_points.shape == integers.shape[axis : axis + 1]
+    ):
+        raise ValueError("scales do not fit the channels")
+    return Quantised(integers=integers, scale=scales, zero_point=zero_points, axis=axis)
+
+
+def _retyped(arguments: tuple[Any, ...]) -> object:
+    """`torch._tensor._rebuild_from_type_v2`: function, type, its arguments, state."""
+    function, inner = arguments[0], arguments[2]
+    build = BUILDERS.get(function.name) if isinstance(function, Global) else None
+    if build is None or not isinstance(inner, tuple):
+        raise TypeError("no tensor")
+    return build(cast(tuple[Any, ...], inner))
+
+
+NUMBERS: Final[Mapping[str, str]] = {
+    "f8": "<d",
+    "f4": "<f",
+    "f2": "<e",
+    "i8": "<q",
+    "i4": "<i",
+    "i2": "<h",
+    "i1": "<b",
+    "u1": "<B",
+    "b1": "<?",
+}
+"""numpy's types of one number, and how `struct` reads them."""
+
+
+def _numpy_scalar(arguments: tuple[Any, ...]) -> object:
+    dtype, raw = arguments
+    form = NUMBERS.get(dtype) if isinstance(dtype, str) else None
+    if form is None or not isinstance(raw, bytes):
+        return Opaque("numpy.generic")
+    (value,) = struct.unpack(form, raw)
+    return value
+
+
+def _first(arguments: tuple[Any, ...]) -> object:
+    return arguments[0]
+
+
+def _first_text(arguments: tuple[Any, ...]) -> str:
+    return str(arguments[0])
+
+
+def _path(arguments: tuple[Any, ...]) -> str:
+    return "/".join(part for part in arguments if isinstance(part, str))
+
+
+def _encoded(arguments: tuple[Any, ...]) -> bytes:
+    text, encoding = arguments
+    if encoding not in ("latin1", "latin-1", "utf-8"):
+        raise ValueError("unknown encoding")
+    return cast(str, text).encode(encoding)
+
+
+BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "typing.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda _: {},
+    "collections.Counter": lambda _: {},
+    "builtins.dict": lambda _: {},
+    "builtins.list": lambda _: [],
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_qtensor": _quantised,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _retyped,
+    "torch.Size": lambda arguments: tuple(arguments[0]),
+    "torch.device": _first_text,
+    "torch.torch_version.TorchVersion": _first_text,
+    "torch.serialization._get_layout": _first_text,
+    "numpy.dtype": _first,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "_codecs.encode": _encoded,
+    "pathlib.Path": _path,
+    "pathlib.PosixPath": _path,
+    "pathlib.WindowsPath": _path,
+    "pathlib.PurePosixPath": _path,
+    "pathlib.PureWindowsPath": _path,
+}
+"""What stands for the result of each function that checkpoints call."""
+
+INERT: Final = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "builtins.set",
+    "builtins.frozenset",
+    "builtins.slice",
+    "builtins.complex",
+    "builtins.object",
+    "copyreg._reconstructor",
+    "datetime.date",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "decimal.Decimal",
+    "enum.Enum",
+    "uuid.UUID",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.random._pickle.",
+    "torch.per_tensor_affine",
+    "torch.per_channel_affine",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.UninitializedParameter",
+    "torch.Tensor",
+    "torch.optim.",
+    "torch.strided",
+    "torch.storage.UntypedStorage",
+    "lightning.",
+    "lightning_fabric.",
+    "lightning_utilities.",
+    "pytorch_lightning.",
+    "omegaconf.",
+    "accelerate.",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+)
+"""Names that trainers leave in their files; a final dot stands for all of a package."""
+
+
+def _is_harmless(name: str) -> bool:
+    if name in BUILDERS or name in INERT or name in NAMED_DTYPES:
+        return True
+    if name.removeprefix("torch.") in DTYPES:
+        return True
+    return any(name.startswith(prefix) for prefix in INERT if prefix.endswith("."))
