@@ -19,9 +19,9 @@ from typing_extensions import Unpack, override
 
 from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.constants import Constants
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.network import (
-    Constants,
     Network,
     float_weights,
     fuse,

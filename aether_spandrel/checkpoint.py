@@ -201,17 +201,21 @@ def _dictionaries(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[ob
     waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
     seen: set[int] = set()
     for keys, value in waiting:  # grows while it is read
-        if not isinstance(value, Mapping) or id(value) in seen or len(seen) >= NODE_LIMIT:
+        entries = _as_dictionary(value)
+        if entries is None or id(entries) in seen or len(seen) >= NODE_LIMIT:
             continue
-        seen.add(id(cast(object, value)))
-        entries = cast(Mapping[object, object], value)
+        seen.add(id(entries))
         yield keys, entries
         if len(keys) < DEPTH_LIMIT:
             waiting.extend(
                 ((*keys, key), entry)
                 for key, entry in entries.items()
-                if isinstance(key, str) and isinstance(entry, Mapping)
+                if isinstance(key, str) and _as_dictionary(entry) is not None
             )
+
+
+def _as_dictionary(value: object) -> Mapping[object, object] | None:
+    return cast(Mapping[object, object], value) if isinstance(value, Mapping) else None
 
 
 def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised]:
@@ -287,8 +291,7 @@ def _is_plain(value: object) -> bool:
 
 def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
     """Entries of a nested `metadata` dictionary beside those of the outer level, which win."""
-    inner = metadata.get("metadata")
-    nested = cast(Mapping[object, object], inner) if isinstance(inner, Mapping) else {}
+    nested = _as_dictionary(metadata.get("metadata")) or {}
     return {
         **{key: value for key, value in nested.items() if isinstance(key, str)},
         **{key: value for key, value in metadata.items() if key != "metadata"},

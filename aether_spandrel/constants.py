@@ -110,6 +110,12 @@ CONSTANTS: Final[Mapping[str, _Constant]] = {
 """By the names under which metadata, `--set` and keywords give them."""
 
 
+def default_constants(facts: Facts) -> dict[str, float]:
+    """The value that each constant has where only the tensors are known."""
+    defaults = {key: constant.default(facts) for key, constant in CONSTANTS.items()}
+    return {key: default[0] for key, default in defaults.items() if default is not None}
+
+
 def resolve_constants(
     facts: Facts, metadata: Mapping[str, object], given: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, str]]:

@@ -7,7 +7,7 @@ is left unchanged. Products are taken in float32 or better, and each function sa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch
@@ -21,9 +21,9 @@ STATISTICS: Final = ("running_mean", "running_var")
 State = Mapping[str, Tensor]
 
 
-def block_prefixes(state: State) -> list[str]:
+def block_prefixes(keys: Iterable[str]) -> list[str]:
     """The prefixes of all blocks, such as `layers.0.0.`, in file order."""
-    return list(dict.fromkeys(match[0] for key in state if (match := BLOCK.match(key))))
+    return list(dict.fromkeys(match[0] for key in keys if (match := BLOCK.match(key))))
 
 
 def is_fused_block(state: State, block: str) -> bool:

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from aether_core import (
     REVISION_KEY,
+    RGB_MEAN,
     SCALES,
     AetherConfig,
     AetherNet,
@@ -24,7 +25,12 @@ from aether_core import (
 )
 from aether_spandrel import folding
 from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
-from aether_spandrel.constants import Constants, Facts, resolve_constants
+from aether_spandrel.constants import (
+    Constants,
+    Facts,
+    default_constants,
+    resolve_constants,
+)
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.revisions import (
     Entries,
@@ -50,6 +56,7 @@ class Network:
         names: Canonical to published key.
         dtype: The floating-point dtype in which most weights are stored.
         constants: Value by name of each constant that matters to this file.
+        defaults: Value by name that each of them has for a program that reads tensors alone.
         assumed: Value and reason by name for what no tensor and no metadata gave.
         half_fused: Blocks whose kernels are fused while those of others are not.
     """
@@ -61,6 +68,7 @@ class Network:
     names: Mapping[str, str] = field(repr=False)
     dtype: torch.dtype
     constants: Mapping[str, float]
+    defaults: Mapping[str, float]
     assumed: Mapping[str, str]
     half_fused: int = 0
 
@@ -123,6 +131,9 @@ def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network
     tensors = _checked(_published_shapes(revision, config, tensors), tensors)
     facts = Facts(revision=revision, config=config, tensors=tensors, qat=checkpoint.qat)
     values, assumed = resolve_constants(facts, checkpoint.metadata, given)
+    if not revision.stored_mean:
+        mean = RGB_MEAN if config.in_chans == 3 else 0.0
+        assumed["mean"] = f"{mean:g}, for {config.in_chans} channels: {revision.name} stores none"
     if revision.doubt is not None and (doubt := revision.doubt(checkpoint.entries)):
         assumed["revision"] = f"{revision.name}: {doubt}"
     half_fused = 0
@@ -147,6 +158,7 @@ def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network
         names=names,
         dtype=dtype,
         constants=values,
+        defaults=default_constants(facts),
         assumed=assumed,
         half_fused=half_fused,
     )
@@ -173,6 +185,7 @@ def _read_canonical(
         names={},
         dtype=dtype,
         constants={},
+        defaults={},
         assumed={},
     )
 
@@ -364,14 +377,16 @@ def _check_scale_buffers(tensors: Entries, scale: int) -> None:
                 "the stored scale is not that of the upsampler",
                 key=key,
                 expected=str(scale),
-                found=str(tensors[key].flatten()[:4].tolist()),
+                found=f"{_rounded(tensors[key].flatten()[:1]):g}"
+                if tensors[key].numel()
+                else "nothing",
                 advice="the file mixes two networks: save it again from one training run",
             )
 
 
 def _rounded(tensor: Tensor) -> float:
     # Programs that mix two networks average integers too, and may leave 1.9999.
-    value = 0.0 if tensor.is_meta else float(tensor)
+    value = float("nan") if tensor.is_meta else float(tensor)
     return round(value) if abs(value) < 1e6 else value
 
 

@@ -138,6 +138,8 @@ class Revision:
             it is multiplied afterwards.
         head_activation: Whether a LeakyReLU stands before the upsampler.
         stored_mean: Whether the mean is stored.
+        arguments: Of the published constructor.
+        builds_fused: The published constructor makes the fused network when asked for it.
         presets: Published sizes by name.
         doubt: What keys cannot tell about a file that is taken for this revision; "" if nothing.
     """
@@ -163,6 +165,8 @@ class Revision:
     range_first: bool = False
     head_activation: bool = True
     stored_mean: bool = True
+    arguments: tuple[str, ...] = ()
+    builds_fused: bool = False
     presets: Mapping[str, Preset] = field(default_factory=dict[str, Preset])
     doubt: Callable[[Entries], str] | None = None
 
@@ -184,6 +188,19 @@ STAGED_KEYS: Final = (
 )
 """Published keys of all revisions from G2 on, as canonical ones (section 2)."""
 
+ARGUMENTS: Final = (
+    "in_chans",
+    "embed_dim",
+    "depths",
+    "mlp_ratio",
+    "drop_path_rate",
+    "lk_kernel",
+    "sk_kernel",
+    "scale",
+    "img_range",
+)
+"""Of every published constructor (section 7)."""
+
 BOOKKEEPING: Final = (
     r"^(scale|scale_tensor|pt_version|model_version)$|(^|\.)norm\.num_batches_tracked$"
 )
@@ -201,6 +218,27 @@ def _sizes(
     }
 
 
+def _doubt_of_g2c(entries: Entries) -> str:
+    if has("fusion_convs.1.weight")(entries) or has_like(r"\.channel_attn\.")(entries):
+        return ""
+    return "with one stage and no channel attention, G2b has the same keys and leaves " + (
+        "fusion_convs.0 unused"
+    )
+
+
+def _doubt_of_g5e(entries: Entries) -> str:
+    if lacks("norm.running_mean")(entries):
+        return ""
+    return "G5d has the same keys and another eps, 1e-5, which --set norm_eps chooses"
+
+
+def _doubt_of_g5f(entries: Entries) -> str:
+    fused = has("stages.0.0.conv.fused_conv.weight")(entries)
+    if fused and lacks("norm.running_mean")(entries):
+        return ""
+    return "G5a has the same keys before fusing, and adds the skip before it normalises"
+
+
 G1: Final = Revision(
     name="G1",
     recognised=has("conv_first.weight", "layers.0.0.ffn.fc1_gate.weight", "conv_last.weight"),
@@ -213,6 +251,8 @@ G1: Final = Revision(
     stage_fusion="none",
     body_order="norm-conv-add",
     stored_mean=False,
+    arguments=(*ARGUMENTS, "drop_rate", "fused_init"),
+    builds_fused=True,
     presets={
         **_sizes(2.0, 11, small=(96, (4,) * 4), medium=(128, (6,) * 6)),
         **_sizes(2.5, 13, large=(180, (8,) * 8)),
@@ -228,6 +268,7 @@ G2D: Final = Revision(
     unused=BOOKKEEPING,
     stale_statistics=True,
     error_comp="before",
+    arguments=(*ARGUMENTS, "drop", "fused_init", "use_channel_attn", "use_spatial_attn"),
     presets=_sizes(2.0, 11, small=(96, (4,) * 4), medium=(128, (6,) * 4), large=(180, (8,) * 5)),
 )
 G2C: Final = replace(
@@ -237,13 +278,7 @@ G2C: Final = replace(
         STAGED, some(has("norm.num_batches_tracked"), has_dims("stages.0.0.ffn.temperature", 0))
     ),
     temperature="divides",
-    doubt=lambda entries: (
-        "with one stage and no channel attention, G2b has the same keys and leaves "
-        "fusion_convs.0 unused"
-        if "fusion_convs.1.weight" not in entries
-        and "stages.0.0.channel_attn.fc.0.weight" not in entries
-        else ""
-    ),
+    doubt=_doubt_of_g2c,
 )
 G2B: Final = replace(
     G2C,
@@ -272,6 +307,7 @@ G3: Final = replace(
     name="G3",
     recognised=every(STAGED, has("scale")),
     res_scale=1.0,
+    arguments=(*G2D.arguments, "norm_type", "res_scale"),
     presets={
         "tiny": Preset(embed_dim=64, depths=(3,) * 3, mlp_ratio=2.0, lk_kernel=11),
         **G2D.presets,
@@ -343,21 +379,13 @@ G5F: Final = replace(
     qat_drops_error_comp=True,
     body_order="norm-add-conv",
     range_first=True,
-    doubt=lambda entries: (
-        ""
-        if "stages.0.0.conv.fused_conv.weight" in entries and "norm.running_mean" not in entries
-        else "G5a has the same keys before fusing and adds the skip before it normalises"
-    ),
+    doubt=_doubt_of_g5f,
 )
 G5E: Final = replace(
     G5F,
     name="G5e",
     recognised=every(STAGED, has("scale_tensor", "model_version")),
-    doubt=lambda entries: (
-        "G5d has the same keys before fusing and an eps of 1e-5"
-        if "stages.0.0.conv.lk_conv.weight" in entries
-        else ""
-    ),
+    doubt=_doubt_of_g5e,
 )
 G5D: Final = replace(
     G5E,
@@ -387,6 +415,7 @@ G5S: Final = replace(
     G5F,
     name="G5s",
     recognised=every(STAGED, has("scale_tensor", "upsample.blocks.0.0.weight")),
+    arguments=(*G5F.arguments, "out_chans"),
     doubt=None,
 )
 

@@ -28,18 +28,16 @@ LONGEST_PICKLE: Final = 64 * 2**20  # bytes
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A part of a file in memory, as bytes and as a flat uint8 tensor of the same memory."""
+    """A part of a file that is mapped into memory."""
 
     raw: memoryview
-    numbers: Tensor
 
     @staticmethod
     def open(path: Path) -> MappedFile:
         """Map a whole file, of which nothing is read before it is used."""
         with path.open("rb") as file:
             # Copy-on-write: torch wants memory that it may write to, the file stays as it is.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return MappedFile(memoryview(mapped), torch.frombuffer(mapped, dtype=torch.uint8))
+            return MappedFile(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)))
 
     def __len__(self) -> int:
         """Size in bytes."""
@@ -47,14 +45,19 @@ class MappedFile:
 
     def part(self, start: int, end: int) -> MappedFile:
         """The bytes from `start` up to `end`."""
-        return MappedFile(self.raw[start:end], self.numbers[start:end])
+        return MappedFile(self.raw[start:end])
 
     def as_numbers(self, dtype: torch.dtype) -> Tensor:
-        """The bytes as numbers; a copy only where they do not lie as the processor needs them."""
-        raw = self.numbers
-        if raw.data_ptr() % dtype.itemsize or raw.storage_offset() % dtype.itemsize:
-            raw = raw.clone()
-        return raw.view(dtype)
+        """The bytes as a flat tensor, without copying where they lie as the processor needs them.
+
+        Each has a storage of its own: programs that save tensors refuse those that share one.
+        """
+        if not len(self):
+            return torch.empty(0, dtype=dtype)
+        numbers = torch.frombuffer(self.raw, dtype=torch.uint8)
+        if numbers.data_ptr() % dtype.itemsize:
+            return numbers.clone().view(dtype)
+        return torch.frombuffer(self.raw, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from aether_spandrel.errors import CheckpointError
 
 MOST_INSTRUCTIONS: Final = 2_000_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_AXES: Final = 8  # of a tensor; networks have 4
 LONGEST_NUMBER: Final = 255  # bytes of one integer
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
@@ -474,15 +475,11 @@ def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Te
     Raises:
         CheckpointError: It does not lie within it, or claims more elements than there are.
     """
-    sizes, strides = cast(tuple[Any, ...], size), cast(tuple[Any, ...], stride)
-    well_formed = (
-        isinstance(size, tuple)
-        and isinstance(stride, tuple)
-        and len(sizes) == len(strides) <= 8
-        and all(type(number) is int and number >= 0 for number in (*sizes, *strides, offset))
-    )
-    if not well_formed:
-        raise damaged(f"a tensor of size {str(size)[:60]} and stride {str(stride)[:60]}")
+    if not (_are_lengths(size) and _are_lengths(stride) and _are_lengths((offset,))):
+        raise damaged("a tensor whose size, stride or offset are no numbers")
+    sizes, strides = cast(tuple[int, ...], size), cast(tuple[int, ...], stride)
+    if len(sizes) != len(strides) or len(sizes) > MOST_AXES:
+        raise damaged(f"a tensor of {len(sizes)} axes")
     elements = 1
     for length in sizes:
         elements *= length
@@ -495,8 +492,13 @@ def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Te
             advice="the file is damaged or forged: download or copy it again",
         )
     if not elements:
-        return numbers.new_empty(sizes if max(sizes) < 2**31 else (0,))
+        return numbers.new_empty(0)  # whatever its other axes are
     return numbers.as_strided(sizes, strides, cast(int, offset) + numbers.storage_offset())
+
+
+def _are_lengths(values: object) -> bool:
+    items = cast(tuple[object, ...], values) if isinstance(values, tuple) else (None,)
+    return all(type(value) is int and 0 <= value < 2**62 for value in items)
 
 
 def _quantised(arguments: tuple[Any, ...]) -> Quantised:

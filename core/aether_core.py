@@ -22,6 +22,7 @@ from torch import Tensor, nn
 __all__ = [
     "PRESETS",
     "REVISION_KEY",
+    "RGB_MEAN",
     "SCALES",
     "AetherConfig",
     "AetherNet",

@@ -33,6 +33,13 @@ def state_dict(case: dict[str, Any]) -> dict[str, Tensor]:
     return {entry["key"]: _tensor(entry) for entry in case["tensors"]}
 
 
+def checkpoint(case: dict[str, Any]) -> dict[str, Any]:
+    """What the case's file holds: the state dict in its wrapper, with its metadata."""
+    if case["wrap"] == "state_dict+metadata":
+        return {"state_dict": state_dict(case), "metadata": case["metadata"]}
+    return dict(state_dict(case))
+
+
 def _tensor(entry: dict[str, Any]) -> Tensor:
     dtype = getattr(torch, entry["dtype"])
     if "value" in entry:

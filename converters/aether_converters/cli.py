@@ -19,6 +19,7 @@ from aether_spandrel.errors import AetherError
 if TYPE_CHECKING:
     from aether_converters.conversion import Report
     from aether_converters.upscaling import PictureReport
+    from aether_spandrel.inspection import CheckpointInfo
 
 # Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
 # answers at once and `inspect` needs no extra.
@@ -41,10 +42,12 @@ Load, convert and run AetherNet super-resolution models.
 """
 
 INSPECT: Final = """\
-Say what a checkpoint is, from its tensors alone: revision, size, scale, channels, fused or not.
+Say what a checkpoint is, from its tensors: revision, size, scale, channels, fused or not; which
+values had to be assumed, what is doubtful, and which programs cannot read it.
 
 examples:
   aethernet inspect model.pth
+  aethernet inspect --set res_scale=0.15 model.pth
   aethernet inspect --json model.safetensors
 """
 
@@ -57,6 +60,7 @@ examples:
   aethernet convert model.pth --to onnx --precision fp16     for ChaiNNer, vs-mlrt, TensorRT
   aethernet convert model.pth --to onnx --shape 1x3x720x1280 one picture size only
   aethernet convert model.pth --out release/ --force         replace older files
+  aethernet convert model.pth --set res_scale=0.15           a value that the file does not say
 """
 
 UPSCALE: Final = """\
@@ -121,38 +125,61 @@ def _fail(text: str) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from aether_spandrel.inspection import inspect
 
-    found = [inspect(path) for path in options.models]
+    found = [inspect(path, **options.constants) for path in options.models]
     if options.json:
         facts = [info.as_dict() for info in found]
         _print_json(facts[0] if len(facts) == 1 else facts)
-        return 0
-    for info in found:
-        config = info.config
-        channels = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}[config.in_chans]
-        kernels = f"{config.lk_kernel}x{config.lk_kernel}"
-        rows = [
-            ("network", f"AetherNet {info.preset or 'of its own size'}, revision {info.revision}"),
-            ("scale", f"{config.scale}x"),
-            ("channels", channels),
-            ("embed_dim", str(config.embed_dim)),
-            ("depths", ", ".join(map(str, config.depths))),
-            ("ffn_dim", str(config.ffn_dim)),
-            (
-                "kernels",
-                f"{kernels}, fused"
-                if info.fused
-                else f"{kernels} and {config.sk_kernel}x{config.sk_kernel}, not fused",
-            ),
-            ("weights", f"{info.parameters:,} in {info.dtype}"),
-            ("quantised", "trained with fake quantisation (QAT)" if info.qat else "no"),
-            *([("taken from", info.wrapper)] if info.wrapper else []),
-            *(("assumed", f"{name} = {why}") for name, why in info.assumed.items()),
-            *(("warning", text) for text in info.warnings),
-        ]
-        print(info.path)
-        for name, text in rows:
-            print(f"  {name:<11}{text}")
+    else:
+        for info in found:
+            print(info.path)
+            for name, text in _inspection_rows(info):
+                print(f"  {name:<11}{text}")
+    if options.strict:
+        for info in found:
+            info.refuse_doubts()
     return 0
+
+
+CHANNELS: Final = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}
+
+
+def _inspection_rows(info: CheckpointInfo) -> list[tuple[str, str]]:
+    """What `inspect` prints of a file, a name and a text a row."""
+    config = info.config
+    taken, given = (CHANNELS.get(n, str(n)) for n in (config.in_chans, config.out_chans))
+    kernels = f"{config.lk_kernel}x{config.lk_kernel}"
+    attention = [
+        name
+        for name, there in (("channel", config.channel_attn), ("spatial", config.spatial_attn))
+        if there
+    ]
+    stated = {name: value for name, value in info.constants.items() if name not in info.assumed}
+    quantised = "weights converted to int8" if info.int8 else "no"
+    if info.qat and not info.int8:
+        quantised = "trained with observers or fake quantisation (QAT)"
+    return [
+        ("network", f"AetherNet {info.preset or 'of its own size'}, revision {info.revision}"),
+        ("scale", f"{config.scale}x"),
+        ("channels", taken if taken == given else f"{taken} in, {given} out"),
+        ("embed_dim", str(config.embed_dim)),
+        ("depths", ", ".join(map(str, config.depths))),
+        ("ffn_dim", str(config.ffn_dim)),
+        (
+            "kernels",
+            f"{kernels}, fused"
+            if info.fused
+            else f"{kernels} and {config.sk_kernel}x{config.sk_kernel}, not fused",
+        ),
+        ("norm", config.norm_type),
+        ("attention", " and ".join(attention) or "none"),
+        ("weights", f"{info.parameters:,} in {info.dtype}"),
+        ("quantised", quantised),
+        *([("taken from", info.wrapper)] if info.wrapper else []),
+        *(("constant", f"{name} = {value:g}") for name, value in stated.items()),
+        *(("assumed", f"{name} = {why}") for name, why in info.assumed.items()),
+        *(("warning", text) for text in info.warnings),
+        *(("note", text) for text in info.notes),
+    ]
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -168,8 +195,12 @@ def _convert(options: argparse.Namespace) -> int:
             shape=options.shape,
             name=options.name,
             force=options.force,
+            strict=options.strict,
             progress=advance,
+            **options.constants,
         )
+    for warning in report.source.warnings:
+        print(f"warning: {options.model}: {warning}", file=sys.stderr)
     return _print_report(report, options, kept="written", dropped="not kept")
 
 
@@ -184,7 +215,9 @@ def _verify(options: argparse.Namespace) -> int:
     if not files:
         return _fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     with _progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
-        report = verify(options.model, files, pictures=options.pictures, progress=advance)
+        report = verify(
+            options.model, files, pictures=options.pictures, progress=advance, **options.constants
+        )
     return _print_report(report, options, kept="passed", dropped="failed")
 
 
@@ -196,7 +229,7 @@ def _upscale(options: argparse.Namespace) -> int:
     from aether_converters.upscalers import open_upscaler
     from aether_converters.upscaling import TileOptions, plan_jobs, run_job
 
-    upscaler = open_upscaler(options.model, device=options.device)
+    upscaler = open_upscaler(options.model, device=options.device, **options.constants)
     tiles = TileOptions(
         tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
     )
@@ -369,6 +402,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = _command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
     inspect.add_argument("models", nargs="+", type=Path, metavar="model", help=CHECKPOINT)
+    _checkpoint_options(inspect, strict=True)
 
     convert = _command(
         commands, "convert", _convert, "make fused .pth, .safetensors and .onnx files", CONVERT
@@ -399,6 +433,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name", type=_name, help="the model's name in the file names (default: the model's own)"
     )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
+    _checkpoint_options(convert, strict=True)
 
     upscale = _command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
     upscale.add_argument("model", type=Path, help=".pth, .safetensors or .onnx")
@@ -448,6 +483,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     upscale.add_argument("--recursive", action="store_true", help="enter folders within folders")
     upscale.add_argument("--force", action="store_true", help="replace pictures that exist")
+    _checkpoint_options(upscale)
 
     verify = _command(commands, "verify", _verify, "compare files with their source", VERIFY)
     verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
@@ -460,10 +496,52 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="pictures and folders to compare on too; the middle 512 x 512 px of each",
     )
+    _checkpoint_options(verify)
     return parser
 
 
-CHECKPOINT: Final = ".pth, .pt, .ckpt or .safetensors checkpoint"
+CHECKPOINT: Final = ".pth, .pt, .ckpt, .safetensors or .index.json checkpoint"
+
+
+def _checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False) -> None:
+    """Options of the commands that read a checkpoint."""
+    command.add_argument(
+        "--set",
+        dest="constants",
+        type=_constant,
+        action=_Constants,
+        default={},
+        metavar="NAME=VALUE",
+        help="a value that no tensor carries, such as res_scale=0.15; `inspect` lists them",
+    )
+    if strict:
+        command.add_argument(
+            "--strict", action="store_true", help="fail where `inspect` would print a warning"
+        )
+
+
+class _Constants(argparse.Action):
+    """Collects every `--set` in one dictionary."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        name, value = values
+        namespace.constants = {**namespace.constants, name: value}
+
+
+def _constant(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not of the form res_scale=0.15 (NAME=NUMBER)"
+        ) from None
 
 
 def _command(

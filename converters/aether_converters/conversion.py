@@ -8,7 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final, Literal, get_args
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.errors import ConversionError, require
@@ -30,8 +31,10 @@ from aether_converters.upscalers import (
 from aether_converters.verification import ArtefactReport, Reference, verify_artefact
 from aether_core import build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.constants import Constants
 from aether_spandrel.inspection import CheckpointInfo, describe_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
+from aether_spandrel.publishing import fused_state_dict
 
 Precision = Literal["fp32", "fp16"]
 TARGET_PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -64,10 +67,15 @@ class Source:
 
     @cached_property
     def fused(self) -> Network:
-        """The network with fused kernels."""
+        """The network with fused kernels, everything else folded into its weights."""
         return fuse(self.network)
 
-    @property
+    @cached_property
+    def published(self) -> Mapping[str, Tensor]:
+        """The fused tensors in the layout of the network's own revision."""
+        return fused_state_dict(self.network)
+
+    @cached_property
     def info(self) -> CheckpointInfo:
         """Facts about the file."""
         return describe_network(self.checkpoint, self.network)
@@ -99,8 +107,8 @@ def _silent(_step: str) -> None:
     pass
 
 
-def read_source(path: str | Path) -> Source:
-    """Read a checkpoint to be converted or compared with.
+def read_source(path: str | Path, **constants: Unpack[Constants]) -> Source:
+    """Read a checkpoint to be converted or compared with; constants as for `load`.
 
     Raises:
         CheckpointError: The file cannot be read or is no AetherNet.
@@ -115,7 +123,7 @@ def read_source(path: str | Path) -> Source:
         path=path,
         sha256=digest.hexdigest(),
         checkpoint=checkpoint,
-        network=read_network(checkpoint),
+        network=read_network(checkpoint, **constants),
     )
 
 
@@ -128,7 +136,9 @@ def convert(
     shape: Shape | None = None,
     name: str | None = None,
     force: bool = False,
+    strict: bool = False,
     progress: Progress | None = None,
+    **constants: Unpack[Constants],
 ) -> Report:
     """Convert a checkpoint to fused artefacts, each compared with the source before it appears.
 
@@ -143,20 +153,26 @@ def convert(
         shape: (N, C, H, W) of a static ONNX graph; None for dynamic batch, height and width.
         name: The model's name within the file names; by default taken from the source's.
         force: Replace files that exist. The source itself is never replaced.
+        strict: Refuse a source about which there is any doubt; see `CheckpointInfo.warnings`.
         progress: Called with a few words before each step.
+        **constants: Values that no tensor carries, such as `res_scale=0.15`; see
+            `aether_spandrel.load`. They become part of the weights.
 
     Returns:
         The figures of every artefact.
 
     Raises:
-        CheckpointError: The source cannot be read or is no AetherNet.
+        CheckpointError: The source cannot be read, is no AetherNet, or is doubtful and `strict`
+            is set.
         ConversionError: A target exists, the options do not fit the network, or a file cannot be
             written.
         MissingExtraError: A format needs a package that is not installed.
     """
     say = progress or _silent
     say("reading the checkpoint")
-    origin = read_source(source)
+    origin = read_source(source, **constants)
+    if strict:
+        origin.info.refuse_doubts()
     folder = Path(out) if out is not None else origin.path.parent
     targets: dict[Path, tuple[Format, Precision]] = {
         folder / file_name(origin, kind, held, shape=shape, name=name): (kind, held)
@@ -209,6 +225,7 @@ def verify(
     *,
     pictures: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    **constants: Unpack[Constants],
 ) -> Report:
     """Compare artefacts with the checkpoint they were made from.
 
@@ -217,6 +234,7 @@ def verify(
         artefacts: `.pth`, `.safetensors` or `.onnx` files, ours or other people's.
         pictures: Picture files and folders to compare on, beside the built-in pictures.
         progress: Called with a few words before each step.
+        **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
 
     Returns:
         The figures of every artefact; `passed` says whether all are within their limits.
@@ -230,7 +248,7 @@ def verify(
     """
     say = progress or _silent
     say("running the source network")
-    origin = read_source(source)
+    origin = read_source(source, **constants)
     images: list[Image] = []
     if pictures:
         for module in ("PIL", "tifffile", "imagecodecs"):
@@ -269,6 +287,7 @@ def describe_artefact(source: Source, precision: str) -> dict[str, object]:
         "revision": source.network.revision.name,
         "scale": config.scale,
         "in_chans": config.in_chans,
+        "out_chans": config.out_chans,
         "img_range": config.img_range,
         "precision": precision,
         "fused": True,
@@ -281,13 +300,29 @@ def describe_artefact(source: Source, precision: str) -> dict[str, object]:
 
 
 def _arch_config(network: Network) -> dict[str, object]:
-    """The configuration under the published names."""
-    config = asdict(network.config)
-    return {
-        **config,
-        "depths": list(network.config.depths),
-        "mlp_ratio": network.config.ffn_dim / network.config.embed_dim,
+    """The arguments of the published constructor that make this network."""
+    config = network.config
+    values: dict[str, object] = {
+        "in_chans": config.in_chans,
+        "out_chans": config.out_chans,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "mlp_ratio": config.ffn_dim / config.embed_dim,
+        "drop_rate": 0.0,
+        "drop": 0.0,
+        "drop_path_rate": 0.0,
+        "lk_kernel": config.lk_kernel,
+        "sk_kernel": config.sk_kernel,
+        "scale": config.scale,
+        "img_range": config.img_range,
+        "fused_init": network.revision.builds_fused,
+        "use_channel_attn": config.channel_attn,
+        "use_spatial_attn": config.spatial_attn,
+        "norm_type": config.norm_type,
+        # What differs from the revision's default is part of the weights.
+        "res_scale": network.defaults.get("res_scale", 1.0),
     }
+    return {name: values[name] for name in network.revision.arguments}
 
 
 def _as_text(metadata: Mapping[str, object]) -> dict[str, str]:
@@ -305,7 +340,10 @@ def _stored_weights(source: Source, precision: str) -> dict[str, Tensor]:
         ConversionError: A weight overflows it.
     """
     stored: dict[str, Tensor] = {}
-    for key, tensor in float_weights(source.fused).items():
+    for key, tensor in source.published.items():
+        if not tensor.is_floating_point():
+            stored[key] = tensor.contiguous()
+            continue
         stored[key] = tensor.to(PRECISIONS[precision]).contiguous()
         if not bool(torch.isfinite(stored[key]).all()) and bool(torch.isfinite(tensor).all()):
             raise ConversionError(
@@ -352,7 +390,7 @@ def _onnx_bytes(source: Source, precision: Precision, shape: Shape | None) -> by
     config = source.fused.config
     model = build_onnx(
         build_network(config, float_weights(source.fused)),
-        channels=(config.in_chans, config.in_chans),
+        channels=(config.in_chans, config.out_chans),
         scale=config.scale,
         precision=precision,
         shape=shape,

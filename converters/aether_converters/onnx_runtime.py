@@ -78,6 +78,7 @@ def open_onnx(path: Path) -> Upscaler:
         channels=(interface.channels, channels_out),
         scale=scale,
         receptive_radius=_receptive_radius(model),
+        global_context=_pools_the_image(model),
         fixed_size=interface.fixed_size,
         bytes_per_pixel=_activation_bytes(interface, shapes),
         details={
@@ -241,6 +242,17 @@ def _receptive_radius(model: ModelProto) -> int:
         for name in node.output:
             radius[name] = reach
     return radius[model.graph.output[0].name]
+
+
+def _pools_the_image(model: ModelProto) -> bool:
+    """Whether some value depends on the whole image, as in channel attention."""
+    for node in model.graph.node:
+        if node.op_type in ("GlobalAveragePool", "GlobalMaxPool"):
+            return True
+        axes = [axis for a in node.attribute if a.name == "axes" for axis in a.ints]
+        if node.op_type.startswith("Reduce") and any(axis in (2, 3, -1, -2) for axis in axes):
+            return True
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,10 +10,12 @@ from typing import Final, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
 from aether_core import AetherConfig, build_network
 from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.constants import Constants
 from aether_spandrel.network import float_weights, fuse, read_network
 
 Format = Literal["pth", "safetensors", "onnx"]
@@ -42,6 +44,7 @@ class Upscaler:
         channels: Of input and output.
         scale: Upscaling factor.
         receptive_radius: Input px in each direction that an output pixel can depend on.
+        global_context: Whether it depends on the whole image beyond that, so that tiles change it.
         fixed_size: (H, W) in px of the only input that it accepts, or None if any will do.
         bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
         details: Facts about the file for a report, such as opset and nodes.
@@ -55,6 +58,7 @@ class Upscaler:
     channels: tuple[int, int]
     scale: int
     receptive_radius: int
+    global_context: bool
     fixed_size: tuple[int, int] | None
     bytes_per_pixel: int
     details: Mapping[str, int | str]
@@ -79,7 +83,11 @@ def format_of(path: Path) -> Format:
 
 
 def open_upscaler(
-    path: str | Path, *, format: Format | None = None, device: str = "cpu"
+    path: str | Path,
+    *,
+    format: Format | None = None,
+    device: str = "cpu",
+    **constants: Unpack[Constants],
 ) -> Upscaler:
     """Open a `.pth`, `.safetensors` or `.onnx` file to be run.
 
@@ -87,6 +95,7 @@ def open_upscaler(
         path: The file.
         format: Its format where the name does not tell.
         device: Where PyTorch runs it, such as `cpu` or `cuda`. ONNX files run on the CPU.
+        **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
 
     Raises:
         CheckpointError: It is a checkpoint that cannot be read.
@@ -96,7 +105,14 @@ def open_upscaler(
     path = Path(path)
     chosen = format or format_of(path)
     if chosen != "onnx":
-        return _open_checkpoint(path, chosen, device)
+        return _open_checkpoint(path, chosen, device, constants)
+    if constants:
+        raise ModelError(
+            "an ONNX file has all its constants in it",
+            file=path,
+            found=f"--set {next(iter(constants))}",
+            advice="set it for the checkpoint that the file was made from",
+        )
     if device != "cpu":
         raise ModelError(
             "ONNX files run on the CPU",
@@ -124,8 +140,8 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
-def _open_checkpoint(path: Path, format: Format, device: str) -> Upscaler:
-    network = read_network(read_checkpoint(path))
+def _open_checkpoint(path: Path, format: Format, device: str, constants: Constants) -> Upscaler:
+    network = read_network(read_checkpoint(path), **constants)
     fused = fuse(network)
     config = fused.config
     try:
@@ -158,9 +174,10 @@ def _open_checkpoint(path: Path, format: Format, device: str) -> Upscaler:
         path=path,
         format=format,
         precision=precision_name(network.dtype),
-        channels=(config.in_chans, config.in_chans),
+        channels=(config.in_chans, config.out_chans),
         scale=config.scale,
         receptive_radius=config.receptive_radius,
+        global_context=config.global_context,
         fixed_size=None,
         bytes_per_pixel=activation_bytes(config),
         details={"tensors": len(network.state_dict)},
@@ -172,8 +189,13 @@ def activation_bytes(config: AetherConfig) -> int:
     """Peak memory of a float32 forward pass through PyTorch, in bytes per input px.
 
     In the body the residual, the block's input and both hidden maps with their product live at
-    the same time; in the head the last sub-pixel convolution and its shuffled copy.
+    the same time, beside what each stage leaves to the fusion; in the head a sub-pixel
+    convolution and its shuffled copy.
     """
-    body = 3 * config.embed_dim + 3 * config.ffn_dim
-    head = config.embed_dim + 2 * 64 * config.scale**2 + 2 * config.in_chans * config.scale**2
+    body = 3 * config.embed_dim + 3 * config.ffn_dim + 2 * sum(config.fusion_widths)
+    pixels, heads = 1, [config.head_dim]
+    for factor, width in config.upsampler:
+        pixels *= factor**2
+        heads.append(2 * width * pixels)
+    head = config.embed_dim + max(heads) + 2 * config.out_chans * pixels
     return 4 * max(body, head)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_converters.atomic import complete_or_nothing
-from aether_converters.errors import ImageError
+from aether_converters.errors import ImageError, ModelError
 from aether_converters.images import (
     SUFFIXES,
     ImageFormat,
@@ -30,7 +30,12 @@ OnTile = Callable[[int, int], None]
 """Told after each tile how many are done, and how many the picture has."""
 
 RGBA: Final = 4  # channels
+PICTURE_CHANNELS: Final = ((1, 1), (3, 3), (RGBA, RGBA), (3, 1))  # in and out
 COMPARED_SIDE: Final = 512  # px
+TILES_CHANGE_IT: Final = (
+    "the model weighs channels by the whole picture, which its tiles do not see: "
+    "more --memory makes them fewer"
+)
 
 ENDINGS: Final[dict[ImageFormat, str]] = {
     "png": ".png",
@@ -189,6 +194,8 @@ def run_job(
             source=job.source, target=job.target, outcome="failed", notes=(str(error),)
         )
     _, height, width = result.color.shape
+    if tiles > 1 and upscaler.global_context:
+        notes = (*notes, TILES_CHANGE_IT)
     return PictureReport(
         source=job.source,
         target=job.target,
@@ -215,6 +222,15 @@ def upscale_picture(
     """
     _, height, width = picture.color.shape
     limits = options or TileOptions()
+    if upscaler.channels not in PICTURE_CHANNELS:
+        taken, given = upscaler.channels
+        raise ModelError(
+            "the model does not map pictures to pictures",
+            file=upscaler.path,
+            expected="1, 3 or 4 channels, as many out as in; or RGB in and grey out",
+            found=f"{taken} in and {given} out",
+            advice="run it from Python, with tensors of its channels",
+        )
     plan = plan_tiles(
         upscaler, height, width, tile=limits.tile, overlap=limits.overlap, memory=limits.memory
     )
