@@ -24,6 +24,7 @@ class Constants(TypedDict, total=False):
         img_range: Largest pixel value that the inner layers see.
         error_comp: 1 to add the stage fusion's error_comp, 0 to leave it out.
         norm_folded: Whether running statistics that a fused file keeps are folded already: 1 or 0.
+        revision: Name of the revision, where several have the same keys.
     """
 
     res_scale: float
@@ -31,6 +32,7 @@ class Constants(TypedDict, total=False):
     img_range: float
     error_comp: float
     norm_folded: float
+    revision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,28 @@ def default_constants(facts: Facts) -> dict[str, float]:
     return {key: default[0] for key, default in defaults.items() if default is not None}
 
 
+def split_revision(given: Mapping[str, object]) -> tuple[str | None, dict[str, float]]:
+    """The name of the revision and the numbers among the constants that a caller gave.
+
+    Raises:
+        CheckpointError: There is no such constant, or it is of the wrong type.
+    """
+    revision: str | None = None
+    numbers: dict[str, float] = {}
+    for key, value in given.items():
+        if key == "revision" and isinstance(value, str):
+            revision = value
+        elif key in CONSTANTS and isinstance(value, (int, float)):
+            numbers[key] = float(value)
+        else:
+            raise CheckpointError(
+                f"{key} cannot be set to {value!r:.60}",
+                expected=f"a number for {', '.join(CONSTANTS)}, or a name for revision",
+                advice="see `aethernet inspect`, which names the constants of a file",
+            )
+    return revision, numbers
+
+
 def resolve_constants(
     facts: Facts, metadata: Mapping[str, object], given: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -123,12 +147,6 @@ def resolve_constants(
     name = facts.revision.name
     values: dict[str, float] = {}
     assumed: dict[str, str] = {}
-    if unknown := [key for key in given if key not in CONSTANTS]:
-        raise CheckpointError(
-            f"there is no constant {unknown[0]}",
-            expected=", ".join(CONSTANTS),
-            advice="see `aethernet inspect`, which names those that matter to a file",
-        )
     for key, constant in CONSTANTS.items():
         default = constant.default(facts)
         if default is None:

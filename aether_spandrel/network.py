@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, cast
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -30,9 +30,11 @@ from aether_spandrel.constants import (
     Facts,
     default_constants,
     resolve_constants,
+    split_revision,
 )
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.revisions import (
+    REVISIONS,
     Entries,
     Revision,
     find_revision,
@@ -104,14 +106,16 @@ def read_network(checkpoint: Checkpoint, **constants: Unpack[Constants]) -> Netw
             and found are named.
     """
     try:
-        return _read_network(checkpoint, cast(Mapping[str, float], constants))
+        return _read_network(checkpoint, *split_revision(constants))
     except CheckpointError as error:
         if checkpoint.path is None or error.file is not None:
             raise
         raise error.in_file(checkpoint.path) from error.__cause__
 
 
-def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network:
+def _read_network(
+    checkpoint: Checkpoint, chosen: str | None, given: Mapping[str, float]
+) -> Network:
     dtype = _main_dtype(checkpoint.state_dict)
     revision = named_revision(checkpoint.state_dict)
     if revision is not None:
@@ -119,6 +123,8 @@ def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network
     revision = find_revision(checkpoint.entries)
     if revision is None:
         raise _unknown(checkpoint.state_dict)
+    if chosen is not None:
+        revision = _chosen_revision(chosen, revision)
     names = _canonical_names(revision, checkpoint.state_dict)
     unused = re.compile(revision.unused)
     tensors = {
@@ -134,7 +140,7 @@ def _read_network(checkpoint: Checkpoint, given: Mapping[str, float]) -> Network
     if not revision.stored_mean:
         mean = RGB_MEAN if config.in_chans == 3 else 0.0
         assumed["mean"] = f"{mean:g}, for {config.in_chans} channels: {revision.name} stores none"
-    if revision.doubt is not None and (doubt := revision.doubt(checkpoint.entries)):
+    if chosen is None and revision.doubt is not None and (doubt := revision.doubt(checkpoint.entries)):
         assumed["revision"] = f"{revision.name}: {doubt}"
     half_fused = 0
     if not config.fused:
@@ -188,6 +194,18 @@ def _read_canonical(
         defaults={},
         assumed={},
     )
+
+
+def _chosen_revision(name: str, found: Revision) -> Revision:
+    """The row of that name, which must have the same blocks as the one that was found."""
+    names = [row.name for row in REVISIONS if row.anchor == found.anchor]
+    if name not in names:
+        raise CheckpointError(
+            f"this file cannot be of revision {name}",
+            expected=f"one of {', '.join(names)}",
+            found=f"keys of {found.name}",
+        )
+    return next(row for row in REVISIONS if row.name == name)
 
 
 def _unknown(tensors: Entries) -> CheckpointError:

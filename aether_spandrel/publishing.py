@@ -10,17 +10,30 @@ from torch import Tensor
 
 from aether_spandrel import folding
 from aether_spandrel.network import Network, affine_norms, float_weights, fuse
+from aether_spandrel.revisions import find_revision
 
 
 def fused_state_dict(network: Network) -> dict[str, Tensor]:
     """The fused tensors under the published keys, those that fusing changed in float32.
 
-    Running statistics are folded into scale and shift as the revision does it: removed, left
-    behind without effect, or kept in use. A network that its revision cannot fuse, as it
-    normalises each image by itself, is in this project's own layout instead.
+    In this project's own layout instead, which names its revision, where the published one cannot
+    say it: for a network that normalises each image by itself, and for one whose fused keys
+    another revision has too.
     """
-    if not network.published or network.config.sample_norm:
-        return float_weights(fuse(network))
+    if network.published and not network.config.sample_norm:
+        state = _fused(network)
+        found = find_revision(state)
+        if found is not None and found.computes_like(network.revision):
+            return state
+    return float_weights(fuse(network))
+
+
+def _fused(network: Network) -> dict[str, Tensor]:
+    """The published tensors with fused kernels, and norms as the revision leaves them.
+
+    Running statistics are folded into scale and shift, and then removed, or left behind without
+    effect; one revision keeps them in use.
+    """
     revision = network.revision
     state = folding.fuse_kernels(network.published)
     if not revision.kept_statistics:

@@ -170,6 +170,21 @@ class Revision:
     presets: Mapping[str, Preset] = field(default_factory=dict[str, Preset])
     doubt: Callable[[Entries], str] | None = None
 
+    def computes_like(self, other: Revision) -> bool:
+        """Whether the same fused tensors mean the same network in both."""
+        return all(getattr(self, name) == getattr(other, name) for name in ARITHMETIC)
+
+
+ARITHMETIC: Final = (
+    "activation",
+    "error_comp",
+    "stage_fusion",
+    "body_order",
+    "head_activation",
+    "stale_statistics",
+    "kept_statistics",
+)
+"""Fields that decide what fused tensors compute, constants being at their defaults."""
 
 LONGEST_NAME: Final = 16  # characters of a revision's name
 
@@ -345,8 +360,9 @@ G5A: Final = replace(
     name="G5a",
     recognised=every(
         STAGED,
-        has("scale_tensor", "stages.0.0.conv.fused_conv.weight", "norm.running_mean"),
+        has("scale_tensor", "norm.running_mean"),
         lacks("model_version"),
+        lacks_like(r"\.lk_conv\.weight$"),
     ),
     res_scale=0.1,
     small_res_scale=0.2,

@@ -534,14 +534,14 @@ class _Constants(argparse.Action):
         namespace.constants = {**namespace.constants, name: value}
 
 
-def _constant(text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
+def _constant(text: str) -> tuple[str, float | str]:
+    name, separator, value = (part.strip() for part in text.partition("="))
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form res_scale=0.15 (NAME=VALUE)")
     try:
-        return name.strip(), float(number)
+        return name, float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not of the form res_scale=0.15 (NAME=NUMBER)"
-        ) from None
+        return name, value
 
 
 def _command(
