@@ -140,7 +140,11 @@ def _read_network(
     if not revision.stored_mean:
         mean = RGB_MEAN if config.in_chans == 3 else 0.0
         assumed["mean"] = f"{mean:g}, for {config.in_chans} channels: {revision.name} stores none"
-    if chosen is None and revision.doubt is not None and (doubt := revision.doubt(checkpoint.entries)):
+    if (
+        chosen is None
+        and revision.doubt is not None
+        and (doubt := revision.doubt(checkpoint.entries))
+    ):
         assumed["revision"] = f"{revision.name}: {doubt}"
     half_fused = 0
     if not config.fused:

@@ -331,6 +331,7 @@ SAFE_DTYPES: Final[Mapping[torch.dtype, str]] = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
 }
 
 Header = dict[str, object]
@@ -407,7 +408,7 @@ def _converted(state: dict[str, Tensor]) -> dict[str, object]:
 
 
 def network(kind: str = "G1") -> dict[str, object]:
-    """A state dict of one block with 8 channels: a revision, ` fused` or ` qat` after it; `int8`."""
+    """A state dict of one block with 8 channels: one of `KINDS`."""
     return dict(_network(kind))
 
 
@@ -522,7 +523,7 @@ def _check_error(error: CheckpointError, path: Path) -> None:
     if not error.problem or len(said) > LONGEST_MESSAGE + len(str(path)):
         raise ViolationError(f"the error says too little or too much: {said[:500]}") from error
     try:
-        said.encode()
+        said.replace(str(path), "").encode()
     except UnicodeEncodeError:
         raise ViolationError("the error cannot be printed") from error
 
@@ -533,7 +534,10 @@ def watched(path: Path) -> Outcome:
     Raises:
         ViolationError: The promise does not hold.
     """
-    size = path.stat().st_size if path.is_file() else 0
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = 0  # no such file, or no such name
     with _limits(size):
         outcome = examine(path)
         if outcome.seconds > MOST_SECONDS:
@@ -574,7 +578,7 @@ def _limits(size: int) -> Iterator[None]:
 @contextmanager
 def _memory_limit(most: int, *, mapped: int) -> Iterator[None]:
     # Twice the limit in address space, so that it is the measured peak that decides.
-    import resource  # noqa: PLC0415 - there is none on Windows
+    import resource  # there is none on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     reserve = _status("VmSize") + mapped + 2 * most

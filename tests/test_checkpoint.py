@@ -18,7 +18,7 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_spandrel import CheckpointError
-from aether_spandrel.checkpoint import WRAPPERS, Checkpoint, read_checkpoint
+from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from tests.tiny import tiny
 
 
@@ -48,6 +48,13 @@ def test_the_kind_is_told_by_content_not_by_name(
     assert found.keys() == state.keys()
 
 
+WRAPPERS = (
+    *("params_ema", "params-ema", "ema", "model_ema", "ema_model", "ema_state_dict"),
+    *("params", "state_dict", "model_state_dict", "net_g", "netG", "generator", "model", "net"),
+    *("module", "what a trainer of tomorrow may call it"),
+)
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_state_dict_is_found(state: dict[str, Tensor], tmp_path: Path, wrapper: str):
     content = {wrapper: state, "iter": 500}
@@ -67,7 +74,7 @@ def test_averaged_weights_win_and_the_choice_is_told(
     assert same(found, state)
     assert (found.wrapper, found.alternatives) == (averaged, ("params",))
     assert aether_spandrel.inspect(path).warnings == (
-        f"the file holds several state dicts: {averaged} was taken, params left aside",
+        f"the file holds several networks: {averaged} was taken, params left aside",
     )
 
 
@@ -84,7 +91,7 @@ def test_prefixes_of_wrappers_are_stripped(state: dict[str, Tensor], tmp_path: P
     content = {"params": {prefix + key: tensor for key, tensor in state.items()}}
     found = read_checkpoint(saved(content, tmp_path / "a.pth"))
     assert same(found, state)
-    assert found.prefix == prefix
+    assert found.prefix == prefix.replace("_orig_mod.", "")
 
 
 def test_a_prefix_that_only_some_keys_have_stays():
@@ -280,11 +287,9 @@ def test_forged_safetensors_are_refused(tmp_path: Path, content: bytes):
     [
         ([1, 2], "holds no state dict"),
         (torch.zeros(3), "holds no state dict"),
-        ({}, "no state dict that could be told"),
-        ({"epoch": 3}, "no state dict that could be told"),
-        ({"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, "could be told from the rest"),
-        ({1: torch.zeros(1)}, "no state dict that could be told"),
-        ({"params": {"params": {"params": {"params": {"params": 1}}}}}, "could be told"),
+        ({}, "holds no state dict"),
+        ({"epoch": 3}, "holds no state dict"),
+        ({"params": {"params": {"params": {"params": {"params": 1}}}}}, "holds no state dict"),
     ],
 )
 def test_content_without_a_state_dict_is_told(tmp_path: Path, content: object, problem: str):
@@ -295,7 +300,7 @@ def test_content_without_a_state_dict_is_told(tmp_path: Path, content: object, p
 def test_folders_pipes_and_missing_files_are_told(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "missing.pth")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(CheckpointError, match="this is a folder"):
         read_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "pipe.pth")
     with pytest.raises(CheckpointError, match="not a regular file"):
@@ -308,7 +313,8 @@ def test_the_error_reads_as_a_page_of_advice(tmp_path: Path):
         aether_spandrel.load(path)
     assert str(caught.value) == (
         f"{path}: this is not an AetherNet checkpoint of a known revision\n"
-        "  expected  conv_first.weight, layers.0.0.ffn.fc1_gate.weight, conv_last.weight\n"
+        "  expected  conv_first and conv_last, and blocks under layers.0.0 (G1) or stages.0.0 "
+        "(G2 to G5)\n"
         "  found     weight ...\n"
         "  next      if another program loads it, it is another architecture"
     )

@@ -52,12 +52,15 @@ def test_inspect_says_what_the_file_is(capsys: pytest.CaptureFixture[str], tmp_p
         "  depths     2, 1\n"
         "  ffn_dim    32\n"
         "  kernels    7x7 and 3x3, not fused\n"
+        "  norm       layernorm\n"
+        "  attention  none\n"
         "  weights    169,347 in float32\n"
         "  quantised  no\n"
         "  taken from params_ema\n"
         "  assumed    img_range = 1, the default of G1: no tensor carries it and the file's "
         "metadata do not name it\n"
-        "  warning    the file holds several state dicts: params_ema was taken, params left aside\n"
+        "  assumed    mean = 0.5, for 3 channels: G1 stores none\n"
+        "  warning    the file holds several networks: params_ema was taken, params left aside\n"
     )
 
 

@@ -50,7 +50,7 @@ REST_OF_BLOCK = {
     "ffn.fc2.weight": (16, 32),
     "ffn.fc2.bias": (16,),
 }
-UPSAMPLERS = {1: (), 2: (256,), 3: (576,), 4: (256, 256), 8: (256, 256, 256)}
+UPSAMPLERS = {1: (), 2: (256,), 3: (576,), 4: (256,) * 2, 8: (256,) * 3, 16: (256,) * 4}
 
 
 def published_shapes(channels: int, scale: int, *, fused: bool) -> dict[str, tuple[int, ...]]:
@@ -178,10 +178,10 @@ def test_a_small_kernel_that_does_not_fit_is_named(side: int):
         ({"lk_kernel": 10}, "lk_kernel must be odd and positive, got 10"),
         ({"sk_kernel": 2}, "sk_kernel must be odd and positive, got 2"),
         ({"lk_kernel": 5, "sk_kernel": 7}, "sk_kernel must not exceed lk_kernel, got 7 > 5"),
-        ({"scale": 5}, "scale must be one of (1, 2, 3, 4, 8), got 5"),
+        ({"scale": 5}, "scale must be one of (1, 2, 3, 4, 8, 16), got 5"),
         ({"depths": ()}, "depths must name at least one stage of at least one block, got ()"),
         ({"depths": (2, 0)}, "depths must name at least one stage"),
-        ({"in_chans": 2}, "in_chans must be 1, 3 or 4, got 2"),
+        ({"in_chans": 17}, "in_chans must lie between 1 and 16, got 17"),
         ({"embed_dim": 0}, "embed_dim and ffn_dim must be positive, got 0 and 0"),
         ({"mlp_ratio": 0.001}, "embed_dim and ffn_dim must be positive, got 128 and 0"),
         ({"img_range": 0.0}, "img_range must be positive and finite, got 0.0"),

@@ -152,7 +152,8 @@ def test_img_range_of_the_metadata_is_folded_into_the_weights():
 def test_an_assumed_img_range_is_named_with_its_reason():
     assert read(tiny().state_dict()).assumed == {
         "img_range": "1, the default of G1: no tensor carries it and the file's metadata "
-        "do not name it"
+        "do not name it",
+        "mean": "0.5, for 3 channels: G1 stores none",
     }
 
 
@@ -175,7 +176,7 @@ def replaced(key: str, *shape: int, dtype: torch.dtype = torch.float32) -> Damag
         (replaced("conv_first.weight", 16, 3, 5, 5), "conv_first.weight", "does not fit"),
         (replaced("conv_first.weight", 0, 3, 3, 3), "conv_first.weight", "no usable shape"),
         (replaced("conv_first.weight", 16), "conv_first.weight", "no usable shape"),
-        (replaced("conv_first.weight", 16, 7, 3, 3), None, "in_chans must be 1, 3 or 4, got 7"),
+        (replaced("conv_first.weight", 16, 17, 3, 3), None, "between 1 and 16, got 17"),
         (replaced("layers.0.0.conv.lk_conv.weight", 16, 1, 6, 6), None, "lk_kernel must be odd"),
         (replaced("layers.1.0.conv.lk_conv.weight", 16, 1, 9, 9), None, "does not fit"),
         (replaced("upsample.0.weight", 320, 64, 3, 3), "upsample.0.weight", "no supported scale"),

@@ -49,7 +49,7 @@ def test_the_descriptor_says_what_the_model_is():
     assert (found.scale, found.input_channels, found.output_channels) == (3, 1, 1)
     assert found.architecture.id == found.architecture.name == "AetherNet"
     assert found.purpose == "SR"
-    assert found.tags == ["16dim", "3b", "unfused", "float32"]
+    assert found.tags == ["G1", "16dim", "3b", "unfused", "float32"]
     assert found.supports_half
     assert found.supports_bfloat16
     assert found.tiling == ModelTiling.SUPPORTED
@@ -67,7 +67,7 @@ def test_tags_name_preset_and_stored_dtype():
         network = aether_small(scale=2)
     state = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in network.state_dict().items()}
     tags = ModelLoader().load_from_state_dict(state).tags
-    assert tags == ["small", "96dim", "16b", "unfused", "float16"]
+    assert tags == ["G1", "small", "96dim", "16b", "unfused", "float16"]
 
 
 def test_a_training_checkpoint_is_fused_while_loading_and_computes_the_same():

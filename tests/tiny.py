@@ -20,4 +20,6 @@ def tiny(seed: int = 0, **changes: Any) -> AetherNet:
                 parameter.uniform_(-0.1, 0.1)
             elif "ffn" in name:
                 parameter.mul_(8.0)
+            elif ".conv." in name:
+                parameter.mul_(0.8)  # kernels of the size they are drawn with look untrained
     return network

@@ -199,8 +199,6 @@ def _convert(options: argparse.Namespace) -> int:
             progress=advance,
             **options.constants,
         )
-    for warning in report.source.warnings:
-        print(f"warning: {options.model}: {warning}", file=sys.stderr)
     return _print_report(report, options, kept="written", dropped="not kept")
 
 
