@@ -102,9 +102,8 @@ class Quantised:
 
     def dequantised(self) -> Tensor:
         """The float32 numbers that the integers stand for."""
-        return (self.integers.to(torch.float32) - self._along(self.zero_point)) * self._along(
-            self.scale
-        )
+        offset = self.integers.double() - self._along(self.zero_point)
+        return (offset * self._along(self.scale)).float()
 
     def signal_to_noise(self) -> tuple[float, float]:
         """Energy of the weights, and the expected energy of what rounding took from them.
@@ -112,7 +111,7 @@ class Quantised:
         Rounding to steps of `scale` leaves an error that is uniform within half a step, whose
         mean square is scale^2 / 12.
         """
-        step = self._along(self.scale).double().expand(self.integers.shape)
+        step = self._along(self.scale).expand(self.integers.shape)
         return (
             float(self.dequantised().double().square().sum()),
             float(step.square().sum()) / 12.0,
@@ -122,7 +121,7 @@ class Quantised:
         shape = [1] * self.integers.dim()
         if self.axis is not None:
             shape[self.axis] = -1
-        return values.to(torch.float32).reshape(shape)
+        return values.double().reshape(shape)
 
 
 StorageReader = Callable[[tuple[object, ...]], Storage]
