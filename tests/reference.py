@@ -58,7 +58,7 @@ _G5C = replace(
 )
 _G5D = replace(_G5C, temperature="multiply", error_comp_in_qat=False)
 _G5E = replace(_G5D, norm_eps=1e-4)
-_RULES = {
+RULES = {
     "G2a": _G2A,
     "G2b": replace(_G2C, raw_features=True),
     "G2c": _G2C,
@@ -90,11 +90,11 @@ def published(
     Without `res_scale` the blocks use the default of the revision. With `qat` the result is that
     of the float network during QAT: G5d and later leave `error_comp` out.
     """
-    if res_scale is not None and (revision == "G1" or _RULES[revision].res_scale is None):
+    if res_scale is not None and (revision == "G1" or RULES[revision].res_scale is None):
         raise ValueError(f"{revision} has no res_scale")
     if revision == "G1":
         return g1(state_dict, image, img_range)
-    rules = _RULES[revision]
+    rules = RULES[revision]
     weights = _float_weights(state_dict)
     if res_scale is None:
         narrow, wide = rules.res_scale or (1.0, 1.0)

@@ -92,7 +92,7 @@ def test_weights_are_exactly_the_integers_times_their_scale(
     content = converted(state, per_channel=per_channel)
     torch.save(content, tmp_path / "a.pth")
     found = read_checkpoint(tmp_path / "a.pth")
-    assert found.state_dict.keys() == {key for key in state}
+    assert found.state_dict.keys() == state.keys()
     for key, tensor in found.state_dict.items():
         if tensor.is_floating_point() and state[key].dim() >= 2 and key.endswith(".weight"):
             assert torch.equal(tensor, rounded(state[key], per_channel=per_channel)), key

@@ -6,7 +6,9 @@ step in float64 and shares no code with the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from torch import Tensor
 import aether_spandrel
 from aether_converters import convert, open_upscaler
 from aether_core import build_network
-from aether_spandrel import CheckpointError
+from aether_spandrel import CheckpointError, revisions
 from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.network import Network, float_weights, fuse, read_network
 from aether_spandrel.publishing import fused_state_dict
 from aether_spandrel.revisions import REVISIONS
+from tests import reference
 from tests.published import REVISIONS as PUBLISHED
 from tests.published import draw
 from tests.reference import published
@@ -53,10 +56,16 @@ def picture(channels: int, height: int = 13, width: int = 18) -> Tensor:
     return torch.rand(1, channels, height, width, generator=generator)
 
 
+def with_attention(revision: str) -> dict[str, Any]:
+    """Both attentions, in revisions that have them."""
+    there = PUBLISHED[revision].attention
+    return {"channel_attn": True, "spatial_attn": True} if there else {}
+
+
 def configurations() -> Iterator[Any]:
     """Each option of each revision at least once, and the ones that interact together."""
     for revision, options in PUBLISHED.items():
-        forms = [{"fused": False}, {"fused": True}]
+        forms: tuple[dict[str, Any], ...] = ({"fused": False}, {"fused": True})
         for form in forms:
             for scale in options.scales:
                 yield revision, {"scale": scale, **form}
@@ -148,7 +157,7 @@ def test_fused_files_compute_the_same_in_the_published_arithmetic(
 def test_the_loaded_network_saved_as_tensors_loads_again_bit_by_bit(revision: str, tmp_path: Path):
     """As ChaiNNer's Save Model and Interpolate Models do it."""
     aether_spandrel.install()
-    options = {"channel_attn": True, "spatial_attn": True} if PUBLISHED[revision].attention else {}
+    options = with_attention(revision)
     torch.save(draw(revision, **options), tmp_path / "a.pth")
     torch.save(draw(revision, seed=1, **options), tmp_path / "b.pth")
     loaded = [ModelLoader().load_from_file(tmp_path / f"{name}.pth") for name in "ab"]
@@ -176,7 +185,7 @@ def test_the_loaded_network_saved_as_tensors_loads_again_bit_by_bit(revision: st
 
 @pytest.mark.parametrize("revision", PUBLISHED)
 def test_the_onnx_file_computes_what_was_published(revision: str, tmp_path: Path):
-    options = {"channel_attn": True, "spatial_attn": True} if PUBLISHED[revision].attention else {}
+    options = with_attention(revision)
     state = draw(revision, **options)
     torch.save(state, tmp_path / "net.pth")
     report = convert(
@@ -229,7 +238,8 @@ def test_input_and_output_channels_may_differ():
 def test_img_range_and_res_scale_of_the_metadata_are_folded(revision: str, attention: bool):
     state = draw(revision, channel_attn=attention, spatial_attn=attention)
     image = picture(3)
-    for constants in ({"res_scale": 0.37}, {"img_range": 4.0}):
+    choices: tuple[dict[str, Any], ...] = ({"res_scale": 0.37}, {"img_range": 4.0})
+    for constants in choices:
         expected = published(revision, state, image, **constants).float()
         network = read(state, arch_config=constants)
         torch.testing.assert_close(run(network, image), expected, atol=1e-4, rtol=1e-5)
@@ -307,6 +317,29 @@ def test_every_row_is_reached_and_shared_keys_are_named():
             assert f"{revision} has the same keys" in network.assumed["revision"]
     fused = read(draw("G5a", fused=True))
     assert (fused.revision.name, "revision" in fused.assumed) == ("G5a", False)
+
+
+def test_one_more_revision_takes_one_row(monkeypatch: pytest.MonkeyPatch):
+    """The example of docs/revisions.md, executed, and the test that it asks for."""
+    page = (Path(__file__).parent.parent / "docs" / "revisions.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setattr(revisions, "REVISIONS", REVISIONS)  # restored afterwards
+    exec(example, {})
+    rules = replace(reference.RULES["G5f"], activation="gelu")
+    monkeypatch.setitem(reference.RULES, "G6", rules)
+
+    options: dict[str, Any]
+    for options in ({}, {"fused": True}, with_attention("G5f")):
+        state = {**draw("G5f", **options), "generation": torch.tensor(6)}
+        expected = published("G6", state, picture(3)).float()
+        network = read(state)
+        assert network.revision.name == "G6"
+        torch.testing.assert_close(run(network, picture(3)), expected, atol=TOLERANCE, rtol=1e-5)
+        written = read(fused_state_dict(network))
+        saved = read(build_network(network.config, float_weights(network)).state_dict())
+        for again in (written, saved):
+            assert again.revision.name == "G6"
+            torch.testing.assert_close(run(again, picture(3)), expected, atol=TOLERANCE, rtol=1e-5)
 
 
 def test_a_revision_that_has_other_blocks_cannot_be_chosen():

@@ -15,6 +15,7 @@ import torch
 from spandrel import ModelLoader
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from torch.torch_version import TorchVersion
 
 import aether_spandrel
 from aether_core import AetherNet
@@ -66,7 +67,7 @@ def test_the_optimizer_beside_the_weights_does_not_matter(state: dict[str, Tenso
 def test_lightning_keeps_several_networks_in_one_state_dict(
     state: dict[str, Tensor], tmp_path: Path, prefix: str
 ):
-    content = {
+    content: dict[str, object] = {
         "epoch": 12,
         "global_step": 48000,
         "pytorch-lightning_version": "2.5.0",
@@ -157,7 +158,7 @@ class TestShards:
         assert (caught.value.file, caught.value.problem) == (part, "there is no such file")
 
     def test_one_part_alone_says_what_is_missing(self, index: Path):
-        with pytest.raises(CheckpointError, match="missing|not an AetherNet"):
+        with pytest.raises(CheckpointError, match=r"missing|not an AetherNet"):
             aether_spandrel.load(index.with_name("model-00001-of-00003.safetensors"))
 
     @pytest.mark.parametrize("name", ["../secret.pth", "/etc/passwd", "a\\b", 3])
@@ -174,15 +175,19 @@ def with_parameters(network: AetherNet) -> dict[str, object]:
     return {"params": OrderedDict(network.named_parameters())}
 
 
+def beside(network: AetherNet, value: object) -> dict[str, object]:
+    return {"net": dict(network.state_dict()), "other": value}
+
+
 REFUSED: dict[str, Any] = {
     "TorchVersion": lambda: {
         "state_dict": draw("G5f", fused=True),
-        "metadata": {"pt_version": torch.torch_version.TorchVersion("2.7.1+cu126")},
+        "metadata": {"pt_version": TorchVersion("2.7.1+cu126")},
     },
     "_rebuild_parameter": lambda: with_parameters(tiny()),
-    "Namespace": lambda: {"net": tiny().state_dict(), "opt": argparse.Namespace(scale=2)},
-    "scalar": lambda: {"net": tiny().state_dict(), "loss": np.float32(0.5)},
-    "PosixPath": lambda: {"net": tiny().state_dict(), "root": Path("/data")},
+    "Namespace": lambda: beside(tiny(), argparse.Namespace(scale=2)),
+    "scalar": lambda: beside(tiny(), np.float32(0.5)),
+    "PosixPath": lambda: beside(tiny(), Path("/data")),
 }
 
 
@@ -194,7 +199,7 @@ def test_what_spandrel_refuses_is_read_and_the_command_that_helps_works(
 
     aether_spandrel.install()
     path = saved(REFUSED[reason](), tmp_path / "a.pth")
-    with pytest.raises(Exception, match="forbidden|Weights only|Unsupported"):
+    with pytest.raises(Exception, match=r"forbidden|Weights only|Unsupported"):
         ModelLoader().load_from_file(path)
     model = aether_spandrel.load(path)
     (note,) = [note for note in aether_spandrel.inspect(path).notes if "cannot read" in note]
