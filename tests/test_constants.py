@@ -34,25 +34,29 @@ def run(model: Any) -> Tensor:
         return model.model(image())
 
 
-def assert_computes(model: Any, state: dict[str, Tensor], **constants: float) -> None:
-    expected = published("G5f", state, image(), **constants).float()
+def assert_computes(
+    model: Any, state: dict[str, Tensor], *, res_scale: float | None = None, img_range: float = 1.0
+) -> None:
+    expected = published("G5f", state, image(), res_scale=res_scale, img_range=img_range).float()
     torch.testing.assert_close(run(model), expected, atol=2e-5, rtol=1e-5)
 
 
-PLACES: dict[str, Any] = {
-    "beside the state dict": lambda s: {"params": s, "arch_config": {"res_scale": 0.37}},
-    "in metadata.arch_config": lambda s: {
-        "state_dict": s,
-        "metadata": {"arch_config": {"res_scale": 0.37}},
-    },
-    "in metadata": lambda s: {"state_dict": s, "metadata": {"res_scale": 0.37}},
-    "at the top": lambda s: {"params": s, "res_scale": 0.37},
+PLACES: dict[str, tuple[str, dict[str, object]]] = {
+    "beside the state dict": ("params", {"arch_config": {"res_scale": 0.37}}),
+    "in metadata.arch_config": (
+        "state_dict",
+        {"metadata": {"arch_config": {"res_scale": 0.37}}},
+    ),
+    "in metadata": ("state_dict", {"metadata": {"res_scale": 0.37}}),
+    "at the top": ("params", {"res_scale": 0.37}),
 }
+"""The wrapper of the state dict, and what stands beside it."""
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_metadata_win_over_the_default(state: dict[str, Tensor], tmp_path: Path, place: str):
-    torch.save(PLACES[place](state), tmp_path / "a.pth")
+    wrapper, beside = PLACES[place]
+    torch.save({wrapper: state, **beside}, tmp_path / "a.pth")
     assert_computes(aether_spandrel.load(tmp_path / "a.pth"), state, res_scale=0.37)
     info = aether_spandrel.inspect(tmp_path / "a.pth")
     assert info.constants["res_scale"] == 0.37
