@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,13 +21,15 @@ from torch import Tensor
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.revisions import ANCHORS
 from aether_spandrel.torch_file import TorchContent, read_legacy, read_zip
-from aether_spandrel.torch_pickle import Opaque, Quantised
+from aether_spandrel.torch_pickle import MOST_TENSORS, Opaque, Quantised
 
 FLOAT_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 HEADER_LIMIT: Final = 8 * 2**20  # bytes; the largest AetherNet needs about 1 MiB
+MOST_NETWORKS: Final = 16  # that are told apart in one dictionary
 DEPTH_LIMIT: Final = 6  # wrappers within wrappers
 NODE_LIMIT: Final = 10_000  # dictionaries that are looked into
+LONGEST_NAME: Final = 1000  # characters of an entry's name among the metadata
 SHARING_LIMIT: Final = 2  # how often a file's size its tensors may take together
 SHARING_ALLOWANCE: Final = 2**20  # bytes
 
@@ -166,7 +168,7 @@ def _find_networks(content: object) -> list[_Place]:
         prefixes = {
             key[: key.index(anchor)] for key in plain for anchor in ANCHORS if anchor in key
         }
-        for prefix in sorted(prefixes, key=len):
+        for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:MOST_NETWORKS]:
             within = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
             places.append(
                 _Place(
@@ -229,11 +231,18 @@ def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised]:
         if key.endswith(f"{PACKED}{PACKED}"):
             layer = key.removesuffix(f"{PACKED}{PACKED}")
             parts = cast(tuple[object, ...], value) if isinstance(value, tuple) else ()
-            for name, part in zip(("weight", "bias"), parts, strict=False):
-                if (tensor := _as_tensor(part)) is not None:
-                    found[f"{layer}.{name}"] = tensor
-        elif (tensor := _as_tensor(value)) is not None:
-            found[key] = tensor
+            named = {f"{layer}.{n}": p for n, p in zip(("weight", "bias"), parts, strict=False)}
+        else:
+            parts, named = (), {key: value}
+        for name, part in named.items():
+            if (tensor := _as_tensor(part)) is not None:
+                if name in found or len(parts) > 2:
+                    raise CheckpointError(
+                        "a packed layer holds more than its weight and bias",
+                        key=name[:100],
+                        advice="the file is forged or was written by a broken program",
+                    )
+                found[name] = tensor
     return found
 
 
@@ -258,35 +267,42 @@ def _as_tensor(value: object) -> Tensor | Quantised | None:
 
 
 def _metadata_along(content: object, keys: tuple[str, ...]) -> dict[str, object]:
-    """What stands beside the state dict on the way to it, the inner levels winning."""
+    """What stands beside the state dict on the way to it, the inner levels winning.
+
+    Text, numbers, and lists and dictionaries of them are kept; tensors and objects are not, nor is
+    what lies deeper or is more than any trainer writes.
+    """
     metadata: dict[str, object] = {}
     current = content
+    budget = NODE_LIMIT
     for key in keys:
         level = cast(Mapping[object, object], current)
-        metadata.update(
-            {
-                name: value
-                for name, value in level.items()
-                if isinstance(name, str) and name != key and _is_plain(value)
-            }
-        )
+        for name, value in level.items():
+            if isinstance(name, str) and name != key and len(name) < LONGEST_NAME:
+                plain, looked_at = _is_plain(value, budget)
+                budget -= looked_at
+                if plain:
+                    metadata[name] = value
         current = level[key]
     return metadata
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value is text, a number, or a list or dictionary of such: no tensor, no object."""
-    waiting = [value]
-    for item in waiting:  # grows while it is read
-        if len(waiting) > NODE_LIMIT:
-            return False  # lists within lists can refer to the same one again and again
+def _is_plain(value: object, most: int) -> tuple[bool, int]:
+    """Whether a value consists of at most so many plain ones, and how many were looked at."""
+    waiting: list[tuple[object, int]] = [(value, 0)]
+    for looked_at, (item, depth) in enumerate(waiting):  # grows while it is read
+        inner: Collection[object] = ()
         if isinstance(item, Mapping):
-            waiting.extend(cast(Mapping[object, object], item).values())
+            inner = cast(Mapping[object, object], item).values()
         elif isinstance(item, (list, tuple)):
-            waiting.extend(cast("list[object]", item))
+            inner = cast("list[object]", item)
         elif item is not None and not isinstance(item, (str, int, float, bool)):
-            return False
-    return True
+            return False, looked_at + 1
+        # Lists within lists can refer to the same one again and again.
+        if len(waiting) + len(inner) > most or depth > DEPTH_LIMIT:
+            return False, looked_at + 1
+        waiting.extend((entry, depth + 1) for entry in inner)
+    return True, len(waiting)
 
 
 def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
@@ -420,32 +436,41 @@ def _check_header(path: Path) -> None:
             )
         text = stream.read(length)
     try:
-        json.loads(text, object_pairs_hook=_distinct)
+        header = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             "the safetensors header is damaged",
             found=_first_line(error),
             advice="download or copy the file again",
         ) from error
+    if len(header) > MOST_TENSORS:
+        raise CheckpointError(
+            "the file holds more tensors than any network",
+            expected=f"at most {MOST_TENSORS}",
+            found=str(len(header)),
+            advice="the file is forged or holds something else",
+        )
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise CheckpointError(
-            "a key occurs twice",
-            key=twice[:100],
-            advice="the file is forged or was written by a broken program",
-        )
+    entries: dict[str, object] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise CheckpointError(
+                "a key occurs twice",
+                key=key[:100],
+                advice="the file is forged or was written by a broken program",
+            )
+        entries[key] = value
     return entries
 
 
 def _read_shards(index: Path) -> _File:
     """The files that an index such as `model.safetensors.index.json` names, as one."""
     if index.stat().st_size > HEADER_LIMIT:
-        raise CheckpointError("the index is larger than any network needs")
+        raise CheckpointError(
+            "the index is larger than any network needs", advice="name the checkpoint file instead"
+        )
     try:
         content = json.loads(index.read_text("utf-8"), object_pairs_hook=_distinct)
         names = sorted(set(content["weight_map"].values()))
@@ -466,16 +491,25 @@ def _read_shards(index: Path) -> _File:
             )
         shard = index.parent / name
         if shard.suffix.lower() == ".json":
-            raise CheckpointError("the index names another index", found=name)
+            raise CheckpointError(
+                "the index names another index", found=name, advice="download the index again"
+            )
         try:
             file = _read_file(shard)
         except CheckpointError as error:
             raise error.in_file(shard) from error.__cause__
         if not isinstance(file.content, Mapping):
-            raise CheckpointError("this part holds no state dict", file=shard)
+            raise CheckpointError(
+                "this part holds no state dict", file=shard, advice="download all parts again"
+            )
         part = cast(Mapping[object, object], file.content)
         if repeated := next((key for key in part if key in tensors), None):
-            raise CheckpointError("a key occurs in two parts", file=shard, key=str(repeated)[:100])
+            raise CheckpointError(
+                "a key occurs in two parts",
+                file=shard,
+                key=str(repeated)[:100],
+                advice="download all parts, and the index, again",
+            )
         tensors.update(part)
         metadata.update(file.metadata)
     if missing := [key for key in content["weight_map"] if key not in tensors]:

@@ -226,7 +226,7 @@ def contradicting_metadata(checkpoint: Checkpoint, network: Network) -> Iterator
     }
     for name, found in facts.items():
         value = cast(Mapping[str, object], stated).get(name)
-        value = list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value
+        value = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
         if value is not None and value != found:
             yield f"the metadata say {name} {str(value)[:60]}, the tensors {found}: these count"
 

@@ -47,7 +47,8 @@ class AetherError(Exception):
             ("found", self.found),
             ("next", self.advice),
         )
-        return "\n".join([head, *(f"  {name:<9} {text}" for name, text in details if text)])
+        lines = [head, *(f"  {name:<9} {text}" for name, text in details if text)]
+        return "\n".join(map(_printable, lines))
 
     def in_file(self, file: Path) -> Self:
         """The same error with the name of the file that it concerns."""
@@ -59,6 +60,11 @@ class AetherError(Exception):
             found=self.found,
             advice=self.advice,
         )
+
+
+def _printable(line: str) -> str:
+    """The line with what a terminal would obey, or cannot show, in escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class CheckpointError(AetherError):

@@ -47,16 +47,26 @@ def lacks_like(pattern: str) -> Condition:
     return lambda entries: not found(entries)
 
 
-def has_values(key: str, *values: float) -> Condition:
-    """The key is there and holds these numbers; rounded, for they may come from a mixture."""
+def has_values(key: str, *values: int) -> Condition:
+    """The key is there and holds these numbers."""
 
     def holds(entries: Entries) -> bool:
-        tensor = entries.get(key)
-        if tensor is None or tensor.numel() != len(values) or tensor.is_meta:
-            return False
-        return [round(float(number)) for number in tensor.flatten()] == list(values)
+        return rounded(entries.get(key), most=len(values)) == list(values)
 
     return holds
+
+
+def rounded(tensor: Tensor | None, *, most: int) -> list[int] | None:
+    """The whole numbers that a small tensor holds, or None if it holds anything else.
+
+    Rounded, for programs that mix two networks average every entry.
+    """
+    if tensor is None or tensor.is_meta or tensor.is_complex() or tensor.numel() > most:
+        return None
+    numbers = tensor.double().flatten()
+    if not bool(torch.isfinite(numbers).all()) or bool((numbers.abs() > 1e6).any()):
+        return None
+    return [round(float(number)) for number in numbers]
 
 
 def has_dims(key: str, dims: int) -> Condition:
@@ -449,12 +459,6 @@ def find_revision(entries: Entries) -> Revision | None:
 
 def named_revision(entries: Entries) -> Revision | None:
     """The revision that a file of ours names, which holds canonical keys; None if it names none."""
-    codes = entries.get(REVISION_KEY)
-    if codes is None or codes.is_meta or not 0 < codes.numel() <= LONGEST_NAME:
-        return None
-    if not bool(torch.isfinite(codes.to(torch.float32)).all()):
-        return None
-    # Rounded: programs that mix two networks average every entry.
-    numbers = [round(float(code)) for code in codes.flatten()]
-    name = "".join(chr(number) if 0 < number < 128 else "?" for number in numbers)
+    codes = rounded(entries.get(REVISION_KEY), most=LONGEST_NAME) or []
+    name = "".join(chr(code) if 0 < code < 128 else "?" for code in codes)
     return next((row for row in REVISIONS if row.name == name), None)

@@ -22,6 +22,7 @@ from aether_spandrel.torch_pickle import DTYPES, Global, Storage, damaged, read_
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL: Final = 1001
 LOCAL_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")  # what precedes each entry of a zip archive
+ENCRYPTED: Final = 0x1 | 0x20 | 0x40  # flags of zip entries that are no plain data
 MOST_ENTRIES: Final = 100_000  # storages of one file
 LONGEST_PICKLE: Final = 64 * 2**20  # bytes
 
@@ -102,6 +103,7 @@ def read_zip(path: Path) -> TorchContent:
             "the file was written on a machine of the other byte order",
             advice="save it again on an ordinary (little-endian) machine",
         )
+    storages: dict[str, Tensor] = {}
     description = entries[pickles[0]].raw
     if len(description) > LONGEST_PICKLE:
         raise damaged(f"a description of {len(description)} bytes")
@@ -119,7 +121,14 @@ def read_zip(path: Path) -> TorchContent:
                 found=f"{len(stored)} bytes",
                 advice="the file is damaged or forged: download or copy it again",
             )
-        return Storage(stored.part(0, size).as_numbers(dtype))
+        # Once for each storage: where it has to be copied, a file could ask for any number.
+        if key not in storages:
+            storages[key] = stored.part(
+                0, len(stored) // dtype.itemsize * dtype.itemsize
+            ).as_numbers(dtype)
+        if storages[key].dtype != dtype:
+            raise damaged(f"numbers data/{key[:60]} of two types")
+        return Storage(storages[key][:count])
 
     found = read_pickle(description, storage)
     return TorchContent(value=found.value, names=found.names)
@@ -147,6 +156,11 @@ def _entries(path: Path, content: MappedFile) -> dict[str, MappedFile]:
         raise CheckpointError(
             "the file is a compressed archive, not a checkpoint",
             expected="a file as torch.save writes it, which is never compressed",
+            advice="if it is an archive with a model inside, unpack it first",
+        )
+    if any(entry.flag_bits & ENCRYPTED for entry in listed):
+        raise CheckpointError(
+            "the file is an encrypted archive",
             advice="if it is an archive with a model inside, unpack it first",
         )
     if len(listed) > MOST_ENTRIES or sum(entry.file_size for entry in listed) > len(content):
@@ -178,7 +192,7 @@ def _identity(identity: tuple[object, ...]) -> tuple[torch.dtype, str, int]:
     dtype = DTYPES.get(identity[1].name.rpartition(".")[2])
     key, count = identity[2], identity[4]
     if dtype is None or not isinstance(key, str) or type(count) is not int or count < 0:
-        raise damaged(f"a storage of type {identity[1]}, key {key!r:.60} and size {count!r:.60}")
+        raise damaged(f"a storage of type {identity[1]} without a key or a size")
     return dtype, key, count
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
 
-MOST_INSTRUCTIONS: Final = 2_000_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_INSTRUCTIONS: Final = 600_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_TENSORS: Final = (
+    30_000  # the optimizer's and those of quantisation too; the largest file has 10,000
+)
+LONGEST_NAME: Final = 200  # characters of a Python object's name
+LONGEST_TEXT: Final = 1000  # characters of what becomes text or bytes
+LARGEST_KEY: Final = 2**60  # larger integers can be made to collide in a dictionary
 MOST_AXES: Final = 8  # of a tensor; networks have 4
 LONGEST_NUMBER: Final = 255  # bytes of one integer
 
@@ -69,12 +75,11 @@ class Global:
         return self.name
 
 
-@dataclass
+@dataclass(frozen=True)
 class Opaque:
-    """What would have been an object of another library; only its attributes, if any, are kept."""
+    """What would have been an object of another library; nothing but its name is kept."""
 
     name: str
-    attributes: dict[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, object] = {}
         self.names: set[str] = set()
+        self.tensors = 0
 
     def run(self) -> object:
         """Execute instructions up to STOP, and return what is on top of the stack."""
@@ -281,6 +287,8 @@ class _Machine:
             if not isinstance(key, (str, int, float, bool, bytes, type(None), Global)):
                 # Hashing nested tuples can take exponential time.
                 raise damaged(f"a dictionary key of type {type(key).__name__}")
+            if isinstance(key, int) and abs(key) > LARGEST_KEY:
+                raise damaged("a dictionary key that is a large number")
             if key in entries:
                 raise CheckpointError(
                     "a key occurs twice",
@@ -293,11 +301,13 @@ class _Machine:
         """Push a name, if it is one of those that may stand in a checkpoint."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise damaged("a name that is no text")
+        if len(module) + len(name) > LONGEST_NAME:
+            raise damaged("a name that is longer than any")
         full = f"{module}.{name}"
         if not _is_harmless(full):
             raise CheckpointError(
                 "the file asks for more than tensors, and is not executed",
-                found=f"the Python object {full[:200]}",
+                found=f"the Python object {full}",
                 advice="if you trained it yourself, save its state dict alone; "
                 "else do not trust it",
             )
@@ -309,22 +319,25 @@ class _Machine:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise damaged("a call of something that is no function")
         build = BUILDERS.get(function.name)
-        given = cast(tuple[Any, ...], arguments)
         if build is None:
             self.push(Opaque(function.name))
             return
         try:
-            self.push(build(given))
-        except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as error:
+            built = build(cast(tuple[Any, ...], arguments))
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+            struct.error,
+        ) as error:
             raise damaged(f"arguments that {function.name} cannot take") from error
-
-    def set_state(self) -> None:
-        """Give the object below the top its attributes, if it is one that keeps any."""
-        state = self.pop()
-        target = cast(object, self.stack[-1])
-        if isinstance(target, Opaque) and isinstance(state, dict):
-            entries = cast(dict[object, object], state)
-            target.attributes.update({k: v for k, v in entries.items() if isinstance(k, str)})
+        self.tensors += isinstance(built, Tensor)
+        if self.tensors > MOST_TENSORS:
+            raise damaged(f"more than {MOST_TENSORS:,} tensors")
+        self.push(built)
 
     def find_storage(self) -> None:
         """Push the storage whose persistent id is on top."""
@@ -440,7 +453,7 @@ INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
     0x52: _reduce,  # REDUCE
     0x81: lambda m: _new_object(m, keywords=False),  # NEWOBJ
     0x92: lambda m: _new_object(m, keywords=True),  # NEWOBJ_EX
-    0x62: lambda m: m.set_state(),  # BUILD
+    0x62: lambda m: m.pop(),  # BUILD: attributes, of which none is kept
     0x51: lambda m: m.find_storage(),  # BINPERSID
 }
 """The instructions that torch.save writes, by code; the comments give pickle's own names."""
@@ -449,14 +462,11 @@ INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
 # What may be named
 
 
-def _ordered_dict(arguments: tuple[Any, ...]) -> dict[object, object]:
-    pairs: list[Any] = arguments[0] if arguments else []
-    found: dict[object, object] = {}
-    for key, value in pairs:
-        if not isinstance(key, str) or key in found:
-            raise ValueError("keys must be text and differ")
-        found[key] = value
-    return found
+def _empty_dict(arguments: tuple[Any, ...]) -> dict[object, object]:
+    """A dictionary, whose entries are set by later instructions."""
+    if arguments and arguments != ([],) and not isinstance(arguments[0], Global):
+        raise ValueError("entries given at once, as no program writes them")
+    return {}
 
 
 def _tensor(arguments: tuple[Any, ...]) -> Tensor:
@@ -502,7 +512,8 @@ def _are_lengths(values: object) -> bool:
 
 def _quantised(arguments: tuple[Any, ...]) -> Quantised:
     """`torch._utils._rebuild_qtensor`: storage, offset, size, stride, (scheme, ...)."""
-    integers = _tensor(arguments[:4])
+    storage, offset, size, stride = arguments[:4]
+    integers = view_of(storage.numbers, offset, size, stride)
     scheme, *parameters = arguments[4]
     if scheme == Global("torch.per_tensor_affine"):
         scale, zero_point = float(parameters[0]), int(parameters[1])
@@ -513,7 +524,7 @@ def _quantised(arguments: tuple[Any, ...]) -> Quantised:
             axis=None,
         )
     if scheme != Global("torch.per_channel_affine"):
-        raise ValueError(f"unknown scheme {scheme}")
+        raise ValueError("unknown scheme")
     scales, zero_points, axis = parameters
     if (
         not isinstance(scales, Tensor)
@@ -529,7 +540,7 @@ def _retyped(arguments: tuple[Any, ...]) -> object:
     """`torch._tensor._rebuild_from_type_v2`: function, type, its arguments, state."""
     function, inner = arguments[0], arguments[2]
     build = BUILDERS.get(function.name) if isinstance(function, Global) else None
-    if build is None or not isinstance(inner, tuple):
+    if build is None or not isinstance(inner, tuple) or not isinstance(arguments[1], Global):
         raise TypeError("no tensor")
     return build(cast(tuple[Any, ...], inner))
 
@@ -561,27 +572,38 @@ def _first(arguments: tuple[Any, ...]) -> object:
     return arguments[0]
 
 
-def _first_text(arguments: tuple[Any, ...]) -> str:
-    return str(arguments[0])
+def _text_of(arguments: tuple[Any, ...]) -> str:
+    """Text that stands for an object, such as the version that TorchVersion is."""
+    value = arguments[0]
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise TypeError("no text")
+    return value
+
+
+def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    lengths = arguments[0]
+    if len(lengths) > MOST_AXES or not _are_lengths(tuple(lengths)):
+        raise ValueError("no size")
+    return tuple(lengths)
 
 
 def _path(arguments: tuple[Any, ...]) -> str:
-    return "/".join(part for part in arguments if isinstance(part, str))
+    return "/".join(_text_of((part,)) for part in arguments[:MOST_AXES])
 
 
 def _encoded(arguments: tuple[Any, ...]) -> bytes:
     text, encoding = arguments
     if encoding not in ("latin1", "latin-1", "utf-8"):
         raise ValueError("unknown encoding")
-    return cast(str, text).encode(encoding)
+    return _text_of((text,)).encode(encoding)
 
 
 BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "typing.OrderedDict": _ordered_dict,
-    "collections.defaultdict": lambda _: {},
-    "collections.Counter": lambda _: {},
-    "builtins.dict": lambda _: {},
+    "collections.OrderedDict": _empty_dict,
+    "typing.OrderedDict": _empty_dict,
+    "collections.defaultdict": _empty_dict,
+    "collections.Counter": _empty_dict,
+    "builtins.dict": _empty_dict,
     "builtins.list": lambda _: [],
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -590,10 +612,10 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch._tensor._rebuild_from_type_v2": _retyped,
-    "torch.Size": lambda arguments: tuple(arguments[0]),
-    "torch.device": _first_text,
-    "torch.torch_version.TorchVersion": _first_text,
-    "torch.serialization._get_layout": _first_text,
+    "torch.Size": _size,
+    "torch.device": _text_of,
+    "torch.torch_version.TorchVersion": _text_of,
+    "torch.serialization._get_layout": _text_of,
     "numpy.dtype": _first,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,

@@ -54,6 +54,8 @@ SCALES: Final[Mapping[int, tuple[int, ...]]] = {
 """Supported upscaling factors, each with the PixelShuffle factors that make it up."""
 
 MOST_CHANNELS: Final = 16  # of a picture; RGB has 3
+LARGEST_KERNEL: Final = 99  # px; the largest published one has 21
+LARGEST_WIDTH: Final = 8192  # channels inside; the largest published network has 512
 
 REVISION_KEY: Final = "revision"
 """Buffer that names the revision (ASCII codes), where keys and shapes alone do not tell it."""
@@ -147,6 +149,12 @@ class AetherConfig:
             raise ValueError(
                 f"embed_dim and ffn_dim must be positive, got {self.embed_dim} and {self.ffn_dim}"
             )
+        widths = (self.embed_dim, self.ffn_dim, self.head_dim, *(self.head_widths or ()))
+        if max(widths) > LARGEST_WIDTH:
+            raise ValueError(
+                f"embed_dim, ffn_dim, head_dim and head_widths must be at most {LARGEST_WIDTH}, "
+                f"got {max(widths)}"
+            )
         if self.channel_attn and self.embed_dim < SQUEEZE:
             raise ValueError(
                 f"embed_dim must be at least {SQUEEZE} with channel_attn, got {self.embed_dim}"
@@ -158,6 +166,8 @@ class AetherConfig:
         for name, kernel in (("lk_kernel", self.lk_kernel), ("sk_kernel", self.sk_kernel)):
             if kernel < 1 or kernel % 2 == 0:
                 raise ValueError(f"{name} must be odd and positive, got {kernel}")
+            if kernel > LARGEST_KERNEL:
+                raise ValueError(f"{name} must be at most {LARGEST_KERNEL}, got {kernel}")
         if self.sk_kernel > self.lk_kernel:
             raise ValueError(
                 f"sk_kernel must not exceed lk_kernel, got {self.sk_kernel} > {self.lk_kernel}"
