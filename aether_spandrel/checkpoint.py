@@ -384,7 +384,9 @@ def _read_file(path: Path) -> _File:
         "this is not a checkpoint file" if size else "the file is empty",
         expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
         found=_guess_content(head),
-        advice="download or copy the file again, and check that it is the model itself",
+        advice="`aethernet upscale` runs ONNX files, the other commands take checkpoints"
+        if path.suffix.lower() == ".onnx"
+        else "download or copy the file again, and check that it is the model itself",
     )
 
 

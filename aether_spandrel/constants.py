@@ -91,11 +91,11 @@ def _default_norm_eps(facts: Facts) -> tuple[float, str] | None:
 
 
 def _default_error_comp(facts: Facts) -> tuple[float, str] | None:
-    if facts.revision.error_comp == "none":
+    if not facts.revision.qat_drops_error_comp:
         return None
-    if facts.qat and facts.revision.qat_drops_error_comp:
+    if facts.qat:
         return 0.0, "as in its quantisation-aware training"
-    return 1.0, ""
+    return 1.0, "as the file has no entries of quantisation-aware training, which leaves it out"
 
 
 def _default_norm_folded(facts: Facts) -> tuple[float, str] | None:
@@ -169,9 +169,6 @@ def resolve_constants(
             or f"the default of {name}: no tensor carries it and the file's metadata do not "
             + ("name it" if stated is None else f"give a usable value ({stated:g})")
         )
-    # These two matter only where they are not as every file of the revision has them.
-    if values.get("error_comp") == 1.0:
-        assumed.pop("error_comp", None)
     return values, assumed
 
 
@@ -187,6 +184,7 @@ def _in_range(key: str, value: float) -> float:
             f"{key} is out of range",
             expected="0 or 1" if constant.whole else f"{constant.least:g} to {constant.most:g}",
             found=f"{value:g}",
+            advice="choose a value in this range",
         )
     return float(value)
 

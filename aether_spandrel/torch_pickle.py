@@ -39,6 +39,8 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
     "QInt8Storage": torch.int8,
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
@@ -57,6 +59,14 @@ NAMED_DTYPES: Final[Mapping[str, torch.dtype]] = {
     "torch.int8": torch.int8,
     "torch.uint8": torch.uint8,
     "torch.bool": torch.bool,
+    "torch.complex64": torch.complex64,
+    "torch.complex128": torch.complex128,
+    # In no network of ours; what stands beside one is read by its size.
+    "torch.uint16": torch.int16,
+    "torch.uint32": torch.int32,
+    "torch.uint64": torch.int64,
+    "torch.float8_e4m3fn": torch.uint8,
+    "torch.float8_e5m2": torch.uint8,
     "torch.qint8": torch.int8,
     "torch.quint8": torch.uint8,
     "torch.qint32": torch.int32,
@@ -472,10 +482,13 @@ def _empty_dict(arguments: tuple[Any, ...]) -> dict[object, object]:
 def _tensor(arguments: tuple[Any, ...]) -> Tensor:
     """`torch._utils._rebuild_tensor_v2`: storage, offset, size, stride, ..."""
     storage, offset, size, stride = arguments[:4]
-    numbers = storage.numbers
-    if len(arguments) > 6 and isinstance(arguments[6], Global):  # _rebuild_tensor_v3 has a dtype
-        numbers = numbers.view(NAMED_DTYPES[arguments[6].name])
-    return view_of(numbers, offset, size, stride)
+    return view_of(storage.numbers, offset, size, stride)
+
+
+def _typed_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    """`torch._utils._rebuild_tensor_v3`: the same of bytes, with the type of numbers they are."""
+    storage, offset, size, stride = arguments[:4]
+    return view_of(storage.numbers.view(NAMED_DTYPES[arguments[6].name]), offset, size, stride)
 
 
 def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Tensor:
@@ -607,7 +620,7 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "builtins.list": lambda _: [],
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
     "torch._utils._rebuild_qtensor": _quantised,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,

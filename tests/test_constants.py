@@ -203,7 +203,10 @@ def test_the_command_line_sets_constants(
     capsys.readouterr()
     assert main(["inspect", str(path), "--set", "res_scale=-1"]) == 1
     assert capsys.readouterr().err == (
-        f"error: {path}: res_scale is out of range\n  expected  0.001 to 1000\n  found     -1\n"
+        f"error: {path}: res_scale is out of range\n"
+        "  expected  0.001 to 1000\n"
+        "  found     -1\n"
+        "  next      choose a value in this range\n"
     )
     with pytest.raises(SystemExit):
         main(["inspect", str(path), "--set", "res_scale"])
