@@ -79,7 +79,9 @@ def wider(key: str, than: str) -> Condition:
 
     def holds(entries: Entries) -> bool:
         a, b = entries.get(key), entries.get(than)
-        return a is not None and b is not None and a.dim() > 1 and a.shape[1] > b.shape[0]
+        if a is None or b is None or a.dim() < 2 or b.dim() < 1:
+            return False
+        return a.shape[1] > b.shape[0]
 
     return holds
 
