@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -22,6 +24,7 @@ from aether_core import (
     AetherNet,
     fuse_state_dict,
     is_fused,
+    revision_codes,
 )
 from aether_spandrel import folding
 from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
@@ -123,7 +126,13 @@ def _read_network(
         return _read_canonical(revision, checkpoint, dtype, given)
     revision = find_revision(checkpoint.entries)
     if revision is None:
-        raise _unknown(checkpoint.state_dict)
+        raise _no_aethernet(checkpoint.state_dict)
+    if REVISION_KEY in checkpoint.state_dict:
+        raise CheckpointError(
+            "this file names a revision that this version does not know",
+            key=REVISION_KEY,
+            advice="update with: pip install --upgrade aether-spandrel",
+        )
     if chosen is not None:
         revision = _chosen_revision(chosen, revision)
     names = _canonical_names(revision, checkpoint.state_dict)
@@ -209,17 +218,12 @@ def _chosen_revision(name: str, found: Revision) -> Revision:
             f"this file cannot be of revision {name}",
             expected=f"one of {', '.join(names)}",
             found=f"keys of {found.name}",
+            advice="leave revision away, or choose one of these",
         )
     return next(row for row in REVISIONS if row.name == name)
 
 
-def _unknown(tensors: Entries) -> CheckpointError:
-    if REVISION_KEY in tensors and any(key.startswith("layers.0.0.ffn.") for key in tensors):
-        return CheckpointError(
-            "this file names a revision that this version does not know",
-            key=REVISION_KEY,
-            advice="update with: pip install --upgrade aether-spandrel",
-        )
+def _no_aethernet(tensors: Entries) -> CheckpointError:
     return CheckpointError(
         "this is not an AetherNet checkpoint of a known revision",
         expected="conv_first and conv_last, and blocks under layers.0.0 (G1) or stages.0.0 "
@@ -410,18 +414,20 @@ def _check_scale_buffers(tensors: Entries, scale: int) -> None:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _shapes_of(config: AetherConfig) -> dict[str, tuple[int, ...]]:
-    """Every key and shape of the network that a configuration describes."""
+@lru_cache(maxsize=4)
+def _shapes_of(config: AetherConfig) -> Mapping[str, tuple[int, ...]]:
+    """Every key and shape of the network that a configuration describes, but its name."""
     with torch.device("meta"):
         expected = AetherNet(config).state_dict()
-    return {key: tuple(t.shape) for key, t in expected.items() if key != REVISION_KEY}
+    shapes = {key: tuple(t.shape) for key, t in expected.items() if key != REVISION_KEY}
+    return MappingProxyType(shapes)
 
 
 def _published_shapes(
     revision: Revision, config: AetherConfig, tensors: Entries
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of `_shapes_of` and those of what will be folded into them."""
-    shapes = _shapes_of(config)
+    shapes = dict(_shapes_of(config))
     kernel = config.lk_kernel
     norms = ["norm."]
     for block in folding.block_prefixes(shapes):
@@ -590,16 +596,9 @@ def _fold(facts: Facts, state: Entries, values: Mapping[str, float]) -> dict[str
 
 def _as_network(config: AetherConfig, tensors: Entries) -> dict[str, Tensor]:
     """Exactly the entries of the network, in its order; absent biases are zero."""
-    with torch.device("meta"):
-        expected = AetherNet(config).state_dict()
-    state: dict[str, Tensor] = {}
-    for key, wanted in expected.items():
-        if key == REVISION_KEY:
-            state[key] = wanted
-        elif key in tensors:
-            state[key] = tensors[key]
-        else:
-            state[key] = torch.zeros(wanted.shape)
+    state = {REVISION_KEY: revision_codes(config.revision)} if config.revision else {}
+    for key, shape in _shapes_of(config).items():
+        state[key] = tensors[key] if key in tensors else torch.zeros(shape)
     return state
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "fuse_model",
     "fuse_state_dict",
     "is_fused",
+    "revision_codes",
 ]
 
 HEAD_CHANNELS: Final = 64
@@ -433,7 +434,7 @@ class AetherNet(nn.Module):
         self.config = config
         width, channels = config.embed_dim, config.in_chans
         if config.revision:
-            self.register_buffer(REVISION_KEY, _revision_codes(config.revision))
+            self.register_buffer(REVISION_KEY, revision_codes(config.revision))
         self.mean: Tensor | float
         if config.stored_mean:
             self.register_buffer("mean", torch.empty(1, channels, 1, 1))
@@ -539,7 +540,8 @@ class AetherNet(nn.Module):
         return self
 
 
-def _revision_codes(revision: str) -> Tensor:
+def revision_codes(revision: str) -> Tensor:
+    """The name of a revision as the buffer that stores it: (length) int64 ASCII codes."""
     # On the CPU whatever the default device, so that it has its value without being loaded.
     return torch.tensor(list(revision.encode("ascii")), dtype=torch.int64, device="cpu")
 

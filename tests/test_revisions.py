@@ -342,6 +342,15 @@ def test_one_more_revision_takes_one_row(monkeypatch: pytest.MonkeyPatch):
             torch.testing.assert_close(run(again, picture(3)), expected, atol=TOLERANCE, rtol=1e-5)
 
 
+def test_a_file_of_a_later_version_says_that_an_update_is_needed():
+    network = read(draw("G5f"))
+    saved = dict(build_network(network.config, float_weights(network)).state_dict())
+    saved["revision"] = torch.tensor(list(b"G7"))
+    assert aether_spandrel.AetherNetArch().detect(saved)
+    with pytest.raises(CheckpointError, match="names a revision that this version does not know"):
+        read(saved)
+
+
 def test_a_revision_that_has_other_blocks_cannot_be_chosen():
     with pytest.raises(CheckpointError, match="this file cannot be of revision G1"):
         read_network(Checkpoint.from_object(draw("G5f")), revision="G1")
