@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,9 @@ def load(path: str | Path, **constants: Unpack[Constants]) -> ImageModelDescript
             are named.
     """
     return describe(AetherNetArch(), read_network(read_checkpoint(path), **constants))
+
+
+# Where Python's start-up line found that this module is what imports spandrel.
+_startup = sys.modules.get("aether_spandrel_startup")
+if getattr(_startup, "pending", False):
+    install()
