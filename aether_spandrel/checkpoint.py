@@ -25,7 +25,7 @@ from aether_spandrel.torch_pickle import MOST_TENSORS, Opaque, Quantised
 
 FLOAT_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-HEADER_LIMIT: Final = 8 * 2**20  # bytes; the largest AetherNet needs about 1 MiB
+HEADER_LIMIT: Final = 4 * 2**20  # bytes; the largest AetherNet needs about 1 MiB
 MOST_NETWORKS: Final = 16  # that are told apart in one dictionary
 DEPTH_LIMIT: Final = 6  # wrappers within wrappers
 NODE_LIMIT: Final = 10_000  # dictionaries that are looked into

@@ -478,9 +478,7 @@ def _is_fused_norm(tensors: Entries, norm: str) -> bool:
 def _checked(
     shapes: Shapes, tensors: Entries, *, ignored: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The tensors in the shapes that a configuration asks for; axes of length 1 may differ.
-
-    A linear map is stored as a 1x1 convolution in some files, and a vector with all four axes.
+    """The tensors in the shapes that a configuration asks for, in whichever form they are stored.
 
     Raises:
         CheckpointError: A tensor is missing, is too many, does not fit, or holds no floats.
@@ -496,7 +494,7 @@ def _checked(
                 found="nothing",
                 advice="the file is incomplete: save it again",
             )
-        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+        if tuple(tensor.shape) not in _stored_forms(shape):
             raise CheckpointError(
                 "a tensor does not fit the others",
                 key=key,
@@ -521,6 +519,17 @@ def _checked(
             advice="the network was altered, or the file mixes two networks",
         )
     return checked
+
+
+def _stored_forms(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """A shape and those in which files store it: linear maps and vectors as 1x1 convolutions do."""
+    forms: Mapping[int, tuple[int, ...]] = {
+        0: (1,),
+        1: (1, *shape, 1, 1),
+        2: (*shape, 1, 1),
+    }
+    other = forms.get(len(shape))
+    return (shape,) if other is None else (shape, other)
 
 
 def _shape(tensors: Entries, key: str, dims: int | None = None) -> tuple[int, ...]:
