@@ -91,6 +91,21 @@ class Checkpoint:
         return bool(self.qat_entries or self.int8_weights)
 
     @property
+    def averaged(self) -> bool:
+        """Whether averaged weights (EMA) were chosen beside others that are not averaged."""
+        chosen = AVERAGED.search(f"{self.wrapper}.{self.prefix}")
+        return bool(chosen) and not any(AVERAGED.search(name) for name in self.alternatives)
+
+    @property
+    def choice(self) -> str:
+        """Which of several networks was taken, in words."""
+        name = ".".join(filter(None, [self.wrapper, self.prefix.rstrip(".")]))
+        return (
+            f"the file holds several networks: {name or 'the outermost'} was taken, "
+            f"{', '.join(self.alternatives)} left aside"
+        )
+
+    @property
     def entries(self) -> Mapping[str, Tensor]:
         """The state dict with the entries that were kept apart from it."""
         return {**self.state_dict, **self.qat_entries}

@@ -30,13 +30,9 @@ DECISIVE: Final = 0.5  # spread of norm weights under one reading, relative to t
 
 
 def several_networks(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
-    """The file holds more than one AetherNet."""
-    if checkpoint.alternatives:
-        name = ".".join(filter(None, [checkpoint.wrapper, checkpoint.prefix.rstrip(".")]))
-        yield (
-            f"the file holds several networks: {name or 'the outermost'} was taken, "
-            f"{', '.join(checkpoint.alternatives)} left aside"
-        )
+    """The file holds more than one AetherNet, beside averaged weights and those they come from."""
+    if checkpoint.alternatives and not checkpoint.averaged:
+        yield checkpoint.choice
 
 
 def broken_numbers(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
@@ -171,7 +167,9 @@ def half_overflow(_: Checkpoint, network: Network) -> Iterator[str]:
     """Values that float16 cannot hold."""
     peak, where = activation_peak(network)
     if not math.isfinite(peak):
-        return  # said as broken numbers, or while converting
+        if all(bool(torch.isfinite(t).all()) for t in network.state_dict.values()):
+            yield f"values overflow in {where} on a test picture: the network gives no picture"
+        return
     if peak * HALF_MARGIN > HALF_RANGE:
         yield (
             f"values reach {peak:.3g} in {where}, and float16 ends at {HALF_RANGE:g}: fp16 "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def describe_network(checkpoint: Checkpoint, network: Network) -> CheckpointInfo
 
 
 def _notes(checkpoint: Checkpoint, network: Network) -> Iterator[str]:
+    if checkpoint.averaged and checkpoint.alternatives:
+        yield checkpoint.choice
     if checkpoint.int8_weights:
         yield (
             "its int8 weights were turned back into floats: what rounding them had lost stays "
@@ -109,7 +112,9 @@ def _notes(checkpoint: Checkpoint, network: Network) -> Iterator[str]:
             f"{len(checkpoint.qat_entries)} entries of quantisation are kept apart; the network "
             "computes in floats"
         )
-    command = f"aethernet convert {checkpoint.path or 'model.pth'} --to safetensors"
+    settings = [f"--set {name}={value}" for name, value in network.given.items()]
+    name = shlex.quote(str(checkpoint.path or "model.pth"))
+    command = " ".join(["aethernet convert", name, *settings, "--to safetensors"])
     if checkpoint.refusals:
         yield (
             "spandrel, ChaiNNer and ComfyUI cannot read this file, since "

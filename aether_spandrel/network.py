@@ -63,7 +63,8 @@ class Network:
         dtype: The floating-point dtype in which most weights are stored.
         constants: Value by name of each constant that matters to this file.
         defaults: Value by name that each of them has for a program that reads tensors alone.
-        assumed: Value and reason by name for what no tensor and no metadata gave.
+        given: What the caller set.
+        assumed: Value and reason by name for what neither tensor, metadata nor caller gave.
         half_fused: Blocks whose kernels are fused while those of others are not.
     """
 
@@ -75,6 +76,7 @@ class Network:
     dtype: torch.dtype
     constants: Mapping[str, float]
     defaults: Mapping[str, float]
+    given: Mapping[str, float | str]
     assumed: Mapping[str, str]
     half_fused: int = 0
 
@@ -114,7 +116,14 @@ def read_network(checkpoint: Checkpoint, **constants: Unpack[Constants]) -> Netw
     except CheckpointError as error:
         if checkpoint.path is None or error.file is not None:
             raise
-        raise error.in_file(checkpoint.path) from error.__cause__
+        named = error.in_file(checkpoint.path)
+        if SHARD_NAME.search(checkpoint.path.name):
+            named.advice = "this is one part of a checkpoint: name the .index.json beside it"
+        raise named from error.__cause__
+
+
+SHARD_NAME: Final = re.compile(r"-\d{5}-of-\d{5}\.")
+"""Found in the names of the parts of a checkpoint in several files."""
 
 
 def _read_network(
@@ -142,9 +151,14 @@ def _read_network(
         for canonical, name in names.items()
         if not unused.search(name)
     }
-    _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
-    config = _infer_config(revision, tensors)
-    tensors = _checked(_published_shapes(revision, config, tensors), tensors)
+    try:
+        _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
+        config = _infer_config(revision, tensors)
+        tensors = _checked(_published_shapes(revision, config, tensors), tensors)
+    except CheckpointError as error:
+        if error.key is not None:
+            error.key = checkpoint.prefix + _published_name(revision, names, error.key)
+        raise
     facts = Facts(revision=revision, config=config, tensors=tensors, qat=checkpoint.qat)
     values, assumed = resolve_constants(facts, checkpoint.metadata, given)
     if not revision.stored_mean:
@@ -179,6 +193,7 @@ def _read_network(
         dtype=dtype,
         constants=values,
         defaults=default_constants(facts),
+        given=given if chosen is None else {**given, "revision": chosen},
         assumed=assumed,
         half_fused=half_fused,
     )
@@ -206,6 +221,7 @@ def _read_canonical(
         dtype=dtype,
         constants={},
         defaults={},
+        given={},
         assumed={},
     )
 
@@ -252,6 +268,15 @@ def _canonical_names(revision: Revision, tensors: Entries) -> dict[str, str]:
             )
         names[canonical] = name
     return _number_upsampler(names) if revision.renames else names
+
+
+def _published_name(revision: Revision, names: Mapping[str, str], canonical: str) -> str:
+    """The key as the file has it, or would have it."""
+    if canonical in names:
+        return names[canonical]
+    for ours, theirs in revision.published_names:
+        canonical = canonical.replace(ours, theirs)
+    return canonical
 
 
 UPSAMPLER: Final = re.compile(r"^upsample\.(\d{1,3})x?\.(weight|bias)$")

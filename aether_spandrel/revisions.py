@@ -132,6 +132,7 @@ class Revision:
             whatever stands before it in a file is a prefix that a program added.
         renames: Pattern and replacement from published to canonical keys; those that apply are
             applied in turn.
+        published_names: Canonical and published parts of keys, for messages.
         unused: Keys without effect on the result.
         norm_eps: Of running or per-image statistics.
         layer_norm_eps: Of a LayerNorm in the blocks, and of the one after the body.
@@ -160,6 +161,7 @@ class Revision:
     recognised: Condition
     anchor: str = "stages.0.0.ffn.conv_gate."
     renames: tuple[tuple[str, str], ...] = ()
+    published_names: tuple[tuple[str, str], ...] = ()
     unused: str
     norm_eps: float = 1e-5
     layer_norm_eps: tuple[float, float] = (1e-5, 1e-5)
@@ -215,6 +217,16 @@ STAGED_KEYS: Final = (
 )
 """Published keys of all revisions from G2 on, as canonical ones (section 2)."""
 
+STAGED_NAMES: Final = (
+    ("layers.", "stages."),
+    (".ffn.fc1_gate.", ".ffn.conv_gate."),
+    (".ffn.fc1_main.", ".ffn.conv_main."),
+    (".ffn.fc2.", ".ffn.conv_out."),
+    ("fusion_conv.", "quant_fusion_layer.fusion_conv."),
+    ("error_comp", "quant_fusion_layer.error_comp"),
+)
+"""Canonical parts of keys, as published from G2 on."""
+
 ARGUMENTS: Final = (
     "in_chans",
     "embed_dim",
@@ -263,7 +275,10 @@ def _doubt_of_g5f(entries: Entries) -> str:
     fused = has("stages.0.0.conv.fused_conv.weight")(entries)
     if fused and lacks("norm.running_mean")(entries):
         return ""
-    return "G5a has the same keys before fusing, and adds the skip before it normalises"
+    return (
+        "G5a has the same keys before fusing, and adds the skip before it normalises; "
+        "--set revision=G5a chooses it"
+    )
 
 
 G1: Final = Revision(
@@ -292,6 +307,7 @@ G2D: Final = Revision(
     name="G2d",
     recognised=STAGED,
     renames=STAGED_KEYS,
+    published_names=STAGED_NAMES,
     unused=BOOKKEEPING,
     stale_statistics=True,
     error_comp="before",

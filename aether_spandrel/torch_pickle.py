@@ -313,7 +313,8 @@ class _Machine:
             raise damaged("a name that is no text")
         if len(module) + len(name) > LONGEST_NAME:
             raise damaged("a name that is longer than any")
-        full = f"{module}.{name}"
+        # Python 2's names of modules, which protocols up to 2 still use.
+        full = f"{PYTHON_2.get(module, module)}.{name}"
         if not _is_harmless(full):
             raise CheckpointError(
                 "the file asks for more than tensors, and is not executed",
@@ -615,7 +616,6 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "collections.OrderedDict": _empty_dict,
     "typing.OrderedDict": _empty_dict,
     "collections.defaultdict": _empty_dict,
-    "collections.Counter": _empty_dict,
     "builtins.dict": _empty_dict,
     "builtins.list": lambda _: [],
     "torch._utils._rebuild_tensor": _tensor,
@@ -641,14 +641,24 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
 }
 """What stands for the result of each function that checkpoints call."""
 
+PYTHON_2: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
 INERT: Final = (
     "argparse.Namespace",
     "types.SimpleNamespace",
+    "builtins.bytearray",
+    "builtins.int",
+    "builtins.float",
+    "builtins.long",
+    "builtins.range",
+    "builtins.xrange",
     "builtins.set",
     "builtins.frozenset",
     "builtins.slice",
     "builtins.complex",
     "builtins.object",
+    "collections.Counter",
+    "collections.deque",
     "copyreg._reconstructor",
     "datetime.date",
     "datetime.datetime",
@@ -668,6 +678,7 @@ INERT: Final = (
     "torch.Tensor",
     "torch.optim.",
     "torch.strided",
+    "torch._utils._rebuild_sparse_tensor",
     "torch.storage.UntypedStorage",
     "lightning.",
     "lightning_fabric.",

@@ -73,7 +73,8 @@ def test_averaged_weights_win_and_the_choice_is_told(
     found = read_checkpoint(path)
     assert same(found, state)
     assert (found.wrapper, found.alternatives) == (averaged, ("params",))
-    assert aether_spandrel.inspect(path).warnings == (
+    assert aether_spandrel.inspect(path).warnings == ()
+    assert aether_spandrel.inspect(path).notes == (
         f"the file holds several networks: {averaged} was taken, params left aside",
     )
 

@@ -60,7 +60,7 @@ def test_inspect_says_what_the_file_is(capsys: pytest.CaptureFixture[str], tmp_p
         "  assumed    img_range = 1, the default of G1: no tensor carries it and the file's "
         "metadata do not name it\n"
         "  assumed    mean = 0.5, for 3 channels: G1 stores none\n"
-        "  warning    the file holds several networks: params_ema was taken, params left aside\n"
+        "  note       the file holds several networks: params_ema was taken, params left aside\n"
     )
 
 
@@ -71,6 +71,27 @@ def test_inspect_prints_json_for_scripts(capsys: pytest.CaptureFixture[str], che
     assert facts["config"]["depths"] == [2, 1]
     _, out, _ = run(capsys, "inspect", "--json", checkpoint, checkpoint)
     assert [entry["path"] for entry in json.loads(out)] == [str(checkpoint)] * 2
+
+
+def test_inspect_reports_every_readable_file_and_fails_in_the_end(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+):
+    status, out, err = run(capsys, "inspect", tmp_path / "no.pth", checkpoint)
+    assert status == 1
+    assert out.startswith(f"{checkpoint}\n")
+    assert err.startswith(f"error: {tmp_path / 'no.pth'}: there is no such file")
+    _, out, _ = run(capsys, "inspect", "--json", tmp_path / "no.pth", checkpoint)
+    assert [entry["path"] for entry in json.loads(out)] == [str(checkpoint)]
+
+
+def test_transparency_is_no_second_tile(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+):
+    picture = Image.linear_gradient("L").resize((24, 16)).convert("RGBA")
+    picture.putalpha(Image.radial_gradient("L").resize((24, 16)))
+    picture.save(tmp_path / "clear.png")
+    _, out, _ = run(capsys, "upscale", checkpoint, tmp_path / "clear.png")
+    assert "48 x 32 px, 1 tile, " in out
 
 
 def test_inspect_needs_no_extra(checkpoint: Path):

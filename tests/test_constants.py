@@ -211,3 +211,10 @@ def test_the_command_line_sets_constants(
     with pytest.raises(SystemExit):
         main(["inspect", str(path), "--set", "res_scale"])
     assert "res_scale is not of the form res_scale=0.15 (NAME=VALUE)" in capsys.readouterr().err
+
+
+def test_the_command_that_helps_repeats_what_was_set(state: dict[str, Tensor], tmp_path: Path):
+    path = tmp_path / "my model.pth"
+    torch.save(state, path)
+    (note,) = aether_spandrel.inspect(path, res_scale=0.3).notes
+    assert f"aethernet convert '{path}' --set res_scale=0.3 --to safetensors makes" in note

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,11 @@ class TestShards:
         assert (caught.value.file, caught.value.problem) == (part, "there is no such file")
 
     def test_one_part_alone_says_what_is_missing(self, index: Path):
-        with pytest.raises(CheckpointError, match=r"missing|not an AetherNet"):
+        with pytest.raises(CheckpointError, match=r"missing|not an AetherNet") as caught:
             aether_spandrel.load(index.with_name("model-00001-of-00003.safetensors"))
+        assert caught.value.advice == (
+            "this is one part of a checkpoint: name the .index.json beside it"
+        )
 
     @pytest.mark.parametrize("name", ["../secret.pth", "/etc/passwd", "a\\b", 3])
     def test_parts_outside_of_the_folder_are_refused(self, index: Path, name: object):
@@ -216,3 +220,42 @@ def test_the_ending_that_spandrel_needs_is_said(state: dict[str, Tensor], tmp_pa
     (note,) = aether_spandrel.inspect(saved(state, tmp_path / "a.bin")).notes
     assert "this is a PyTorch file under the name *.bin" in note
     assert aether_spandrel.inspect(saved(state, tmp_path / "a.pth")).notes == ()
+
+
+PLAIN: tuple[Any, ...] = (
+    {1, 2},
+    frozenset("ab"),
+    defaultdict(list),
+    defaultdict(int),
+    Counter("abc"),
+    deque([1]),
+    range(3),
+    slice(1),
+    1j,
+    bytearray(b"a"),
+    datetime(2025, 7, 22),
+    torch.zeros(3).to_sparse(),
+)
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_plain_python_values_beside_the_network_do_not_matter(
+    state: dict[str, Tensor], tmp_path: Path, value: object, protocol: int
+):
+    torch.save({"net": state, "x": value}, tmp_path / "a.pth", pickle_protocol=protocol)
+    assert same(read_checkpoint(tmp_path / "a.pth"), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_errors_name_the_key_that_the_file_has(tmp_path: Path, prefix: str):
+    tensors = prefixed(draw("G5f"), prefix)
+    del tensors[f"{prefix}stages.0.0.conv.sk_bias"]
+    with pytest.raises(CheckpointError) as caught:
+        aether_spandrel.load(saved(tensors, tmp_path / "missing.pth"))
+    assert caught.value.key == f"{prefix}stages.0.0.conv.sk_bias"
+    tensors = prefixed(draw("G5f"), prefix)
+    tensors[f"{prefix}stages.1.0.ffn.conv_gate.bias"] = torch.zeros(5)
+    with pytest.raises(CheckpointError) as caught:
+        aether_spandrel.load(saved(tensors, tmp_path / "shape.pth"))
+    assert caught.value.key == f"{prefix}stages.1.0.ffn.conv_gate.bias"

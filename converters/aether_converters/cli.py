@@ -125,19 +125,27 @@ def _fail(text: str) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from aether_spandrel.inspection import inspect
 
-    found = [inspect(path, **options.constants) for path in options.models]
+    found: list[CheckpointInfo] = []
+    failures: list[AetherError] = []
+    for path in options.models:
+        try:
+            info = inspect(path, **options.constants)
+            found.append(info)
+            if options.strict:
+                info.refuse_doubts()
+        except AetherError as error:
+            failures.append(error)
     if options.json:
         facts = [info.as_dict() for info in found]
-        _print_json(facts[0] if len(facts) == 1 else facts)
+        _print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
     else:
         for info in found:
             print(info.path)
             for name, text in _inspection_rows(info):
                 print(f"  {name:<11}{text}")
-    if options.strict:
-        for info in found:
-            info.refuse_doubts()
-    return 0
+    for error in failures:
+        _fail(str(error))
+    return FAILED if failures else 0
 
 
 CHANNELS: Final = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}

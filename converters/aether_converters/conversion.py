@@ -192,7 +192,7 @@ def convert(
         require("onnxruntime")
     _check_shape(origin, shape)
     say("running the source network")
-    reference = Reference(origin.network)
+    reference = Reference(origin.network, path=origin.path)
     artefacts: list[ArtefactReport] = []
     for target, (kind, held) in targets.items():
         say(target.name)
@@ -256,7 +256,7 @@ def verify(
         from aether_converters.upscaling import comparison_images
 
         images = comparison_images(pictures, origin.network.config.in_chans)
-    reference = Reference(origin.network, images)
+    reference = Reference(origin.network, images, path=origin.path)
     found: list[ArtefactReport] = []
     for artefact in artefacts:
         say(Path(artefact).name)
@@ -273,22 +273,30 @@ def file_name(
     name: str | None = None,
 ) -> str:
     """The artefact's name in the community's habit, such as `2x_name_fp16.onnx`."""
-    stem = name or NAME_NOISE.sub("", source.path.stem).strip("_-. ") or "aether"
+    stem = name or _model_name(source.path) or "aether"
     size = f"_{shape[2]}x{shape[3]}" if shape and kind == "onnx" else ""
     return f"{source.network.config.scale}x_{stem}_{precision}{size}.{kind}"
+
+
+def _model_name(path: Path) -> str:
+    """What the file is called, without what the artefact's own name states anew."""
+    stem = path.name.removesuffix(".safetensors.index.json")
+    return NAME_NOISE.sub("", path.stem if stem == path.name else stem).strip("_-. ")
 
 
 def describe_artefact(source: Source, precision: str) -> dict[str, object]:
     """What an artefact says about itself, in plain types; the same for the same source."""
     config = source.fused.config
     return {
-        "model_name": NAME_NOISE.sub("", source.path.stem).strip("_-. "),
+        "model_name": _model_name(source.path),
         "architecture": "AetherNet",
         "revision": source.network.revision.name,
         "scale": config.scale,
         "in_chans": config.in_chans,
         "out_chans": config.out_chans,
         "img_range": config.img_range,
+        # Left out of a QAT network, it is zero in the file.
+        **({"error_comp": 1.0} if source.network.revision.qat_drops_error_comp else {}),
         "precision": precision,
         "fused": True,
         "receptive_radius": config.receptive_radius,

@@ -699,7 +699,7 @@ def _to_samples(picture: Picture) -> Samples:
                 "the model produced invalid numbers",
                 expected="pixels from 0 to 1",
                 found="NaN or infinity, as when half precision (fp16) overflows",
-                advice="use the fp32 file of the model",
+                advice="use the fp32 file of the model; if this is it, see `aethernet inspect`",
             )
         values = np.clip(plane, 0, 1)
         values *= np.float32(np.iinfo(dtype).max)

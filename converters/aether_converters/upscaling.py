@@ -21,7 +21,7 @@ from aether_converters.images import (
     read_picture,
     write_picture,
 )
-from aether_converters.tiling import MEMORY, plan_tiles, upscale_image
+from aether_converters.tiling import MEMORY, TilePlan, plan_tiles, upscale_image
 from aether_converters.upscalers import Image, Upscaler
 from aether_spandrel.errors import AetherError
 
@@ -73,7 +73,7 @@ class PictureReport:
         target: The upscaled picture.
         outcome: Written, skipped because the target exists, or failed.
         size: (W, H) of the upscaled picture in px; None unless it was written.
-        tiles: Number of runs of the model.
+        tiles: Number of parts in which the picture was computed.
         seconds: Time for reading, upscaling and writing.
         notes: What the user should know: why it failed or was skipped, what the format lost.
     """
@@ -172,13 +172,6 @@ def run_job(
         note = "exists already; replace it with --force"
         return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))
     started = time.perf_counter()
-    tiles = 0
-
-    def count(done: int, total: int) -> None:
-        nonlocal tiles
-        tiles = total
-        on_tile(done, total)
-
     try:
         if job.target.exists() and job.target.samefile(job.source):
             raise ImageError(
@@ -186,9 +179,14 @@ def run_job(
                 file=job.source,
                 advice="choose another folder with --out",
             )
-        result = upscale_picture(upscaler, read_picture(job.source), options, count)
+        picture = read_picture(job.source)
+        result = upscale_picture(upscaler, picture, options, on_tile)
+        tiles = len(_plan(upscaler, picture, options))
         with complete_or_nothing(job.target, force=force) as partial:
-            notes = write_picture(result, partial.path, job.image_format, quality=quality)
+            try:
+                notes = write_picture(result, partial.path, job.image_format, quality=quality)
+            except ImageError as error:  # users know the picture's name, not the hidden one
+                raise error.in_file(job.target) from error.__cause__
     except AetherError as error:
         return PictureReport(
             source=job.source, target=job.target, outcome="failed", notes=(str(error),)
@@ -220,8 +218,7 @@ def upscale_picture(
     the model's fourth channel where it has one, else through the model as a grey picture;
     constant transparency is not computed.
     """
-    _, height, width = picture.color.shape
-    limits = options or TileOptions()
+    options = options or TileOptions()
     if upscaler.channels not in PICTURE_CHANNELS:
         taken, given = upscaler.channels
         raise ModelError(
@@ -231,9 +228,7 @@ def upscale_picture(
             found=f"{taken} in and {given} out",
             advice="run it from Python, with tensors of its channels",
         )
-    plan = plan_tiles(
-        upscaler, height, width, tile=limits.tile, overlap=limits.overlap, memory=limits.memory
-    )
+    plan = _plan(upscaler, picture, options)
     channels = upscaler.channels[0]
     color, alpha = picture.color, picture.alpha
     varying_alpha = alpha is not None and float(alpha.min()) != float(alpha.max())
@@ -263,6 +258,13 @@ def upscale_picture(
         else:
             new_alpha = run(_model_input(alpha[None], None, channels)).mean(axis=0)
     return replace(picture, color=new_color, alpha=new_alpha)
+
+
+def _plan(upscaler: Upscaler, picture: Picture, options: TileOptions) -> TilePlan:
+    _, height, width = picture.color.shape
+    return plan_tiles(
+        upscaler, height, width, tile=options.tile, overlap=options.overlap, memory=options.memory
+    )
 
 
 def comparison_images(paths: Sequence[str | Path], channels: int) -> list[Image]:

@@ -36,10 +36,10 @@ class Limit:
     max_difference: float | None = None
     psnr: float | None = None
 
-    def __str__(self) -> str:
-        """The limit in a few words."""
+    def in_words(self, peak: float) -> str:
+        """The limit for outputs of up to `peak`, in a few words."""
         if self.max_difference is not None:
-            return f"max diff <= {self.max_difference:.0e}"
+            return f"max diff <= {self.max_difference * peak:.0e}"
         return f"PSNR >= {self.psnr:g} dB"
 
 
@@ -130,12 +130,15 @@ class ArtefactReport:
 class Reference:
     """The source network as it was trained: unfused, in float32, run by PyTorch."""
 
-    def __init__(self, network: Network, pictures: Sequence[Image] = ()) -> None:
+    def __init__(
+        self, network: Network, pictures: Sequence[Image] = (), *, path: Path | None = None
+    ) -> None:
         """Prepare comparisons.
 
         Args:
             network: The source as read from its checkpoint.
             pictures: (1, C, H, W) in [0, 1] to compare on, beside the built-in ones.
+            path: The checkpoint, to be named in errors.
 
         Raises:
             ConversionError: The source itself gives NaN or Inf.
@@ -151,6 +154,7 @@ class Reference:
         if not all(bool(np.isfinite(case.expected[0]).all()) for case in self._cases):
             raise ConversionError(
                 "the network gives NaN or Inf instead of a picture",
+                file=path,
                 advice="its training diverged or the file is damaged: use another checkpoint",
             )
 
@@ -290,7 +294,7 @@ def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
         max_difference=difference.max,
         mean_difference=difference.mean,
         psnr=difference.psnr if math.isfinite(difference.psnr) else None,
-        limit=str(limit),
+        limit=limit.in_words(difference.peak),
         passed=not problem,
         problem=problem,
         seconds=time.perf_counter() - started,
