@@ -225,8 +225,8 @@ def test_the_ending_that_spandrel_needs_is_said(state: dict[str, Tensor], tmp_pa
 PLAIN: tuple[Any, ...] = (
     {1, 2},
     frozenset("ab"),
-    defaultdict(list),
-    defaultdict(int),
+    defaultdict[str, list[int]](list),
+    defaultdict[str, int](int),
     Counter("abc"),
     deque([1]),
     range(3),
