@@ -701,7 +701,7 @@ def test_invalid_numbers_from_the_model_are_refused(
         f"{file}: the model produced invalid numbers\n"
         "  expected  pixels from 0 to 1\n"
         "  found     NaN or infinity, as when half precision (fp16) overflows\n"
-        "  next      use the fp32 file of the model"
+        "  next      use the fp32 file of the model; if this is it, see `aethernet inspect`"
     )
     assert not file.exists()
 
