@@ -75,7 +75,7 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
         architecture=arch,
         purpose="Restoration" if config.scale == 1 else "SR",
         tags=tags,
-        supports_half=True,
+        supports_half=network.fits_float16,
         supports_bfloat16=True,
         scale=config.scale,
         input_channels=config.in_chans,

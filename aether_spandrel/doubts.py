@@ -175,6 +175,11 @@ def half_overflow(_: Checkpoint, network: Network) -> Iterator[str]:
             f"values reach {peak:.3g} in {where}, and float16 ends at {HALF_RANGE:g}: fp16 "
             "would overflow; use fp32 or bf16"
         )
+    elif not network.fits_float16:
+        yield (
+            f"on some pictures values may leave the range of float16, which ends at "
+            f"{HALF_RANGE:g}: programs are told to run it in fp32 or bf16"
+        )
 
 
 def activation_peak(network: Network) -> tuple[float, str]:

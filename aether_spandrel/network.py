@@ -36,6 +36,7 @@ from aether_spandrel.constants import (
     split_revision,
 )
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.half_precision import divide_main, headroom
 from aether_spandrel.revisions import (
     REVISIONS,
     Entries,
@@ -65,6 +66,7 @@ class Network:
         defaults: Value by name that each of them has for a program that reads tensors alone.
         given: What the caller set.
         assumed: Value and reason by name for what neither tensor, metadata nor caller gave.
+        fits_float16: Whether it can run in float16, whatever picture comes in.
         half_fused: Blocks whose kernels are fused while those of others are not.
     """
 
@@ -78,6 +80,7 @@ class Network:
     defaults: Mapping[str, float]
     given: Mapping[str, float | str]
     assumed: Mapping[str, str]
+    fits_float16: bool
     half_fused: int = 0
 
     @property
@@ -176,6 +179,8 @@ def _read_network(
         half_fused = sum(folding.is_fused_block(tensors, block) for block in blocks)
     settled = _settle(facts, values)
     folded = _fold(facts, settled, values)
+    room = headroom(folded, config)
+    settled, folded = (divide_main(state, room.divisors) for state in (settled, folded))
     if half_fused:
         folded = fuse_state_dict(folded)
         config = replace(config, fused=True)
@@ -195,6 +200,7 @@ def _read_network(
         defaults=default_constants(facts),
         given=given if chosen is None else {**given, "revision": chosen},
         assumed=assumed,
+        fits_float16=room.fits,
         half_fused=half_fused,
     )
 
@@ -210,12 +216,12 @@ def _read_canonical(
         )
     tensors = dict(checkpoint.state_dict)
     config = _infer_config(revision, tensors, canonical=True)
+    checked = _checked(_shapes_of(config), tensors, ignored=(REVISION_KEY,))
+    room = headroom(checked, config)
     return Network(
         revision=revision,
         config=config,
-        state_dict=_as_network(
-            config, _checked(_shapes_of(config), tensors, ignored=(REVISION_KEY,))
-        ),
+        state_dict=_as_network(config, divide_main(checked, room.divisors)),
         published={},
         names={},
         dtype=dtype,
@@ -223,6 +229,7 @@ def _read_canonical(
         defaults={},
         given={},
         assumed={},
+        fits_float16=room.fits,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ __all__ = [
     "fuse_state_dict",
     "is_fused",
     "revision_codes",
+    "sample_deviation",
 ]
 
 HEAD_CHANNELS: Final = 64
@@ -275,9 +277,20 @@ class SampleNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        variance = x.var(dim=(1, 2, 3), keepdim=True)
-        y = (x - mean) / torch.sqrt(variance + self.eps)
+        y = (x - mean) / sample_deviation(x, self.eps)
         return y * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+@torch.fx.wrap
+def sample_deviation(x: Tensor, eps: float) -> Tensor:
+    """sqrt(variance + eps) of each image over C, H and W: (N, C, H, W) to (N, 1, 1, 1).
+
+    Only the N deviations are squared, and in float32 at least: a variance leaves the range of
+    float16 at a deviation of 256 already.
+    """
+    deviation = x.std(dim=(1, 2, 3), keepdim=True)
+    deviation = deviation.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.sqrt(deviation * deviation + eps).to(x.dtype)
 
 
 class Affine(nn.Module):

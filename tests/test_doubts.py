@@ -145,16 +145,16 @@ def test_half_fused_networks_are_named(tmp_path: Path):
 
 
 def amplified(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The same network with a hidden map that is larger inside."""
-    state["layers.0.0.ffn.fc1_main.weight"] = state["layers.0.0.ffn.fc1_main.weight"] * factor
-    state["layers.0.0.ffn.fc2.weight"] = state["layers.0.0.ffn.fc2.weight"] / factor
+    """A network whose features, which the blocks normalise and add to, are larger."""
+    state["conv_first.weight"] = state["conv_first.weight"] * factor
+    state["conv_before_upsample.0.weight"] = state["conv_before_upsample.0.weight"] / factor
     return state
 
 
 def test_values_that_float16_cannot_hold_are_named_with_their_place(tmp_path: Path):
     state = amplified(dict(tiny().state_dict()), 1e5)
     (warning,) = warnings(state, tmp_path)
-    assert "in layers.0.0.ffn.fc" in warning
+    assert "in conv_first, " in warning or "in conv_after_body, " in warning
     assert warning.endswith("float16 ends at 65504: fp16 would overflow; use fp32 or bf16")
 
 
@@ -163,7 +163,7 @@ def test_the_measured_peak_is_that_of_the_network():
     before, _ = activation_peak(read_network(Checkpoint.from_object(tiny().state_dict())))
     state = amplified(dict(tiny().state_dict()), factor)
     after, where = activation_peak(read_network(Checkpoint.from_object(state)))
-    assert where.startswith("layers.0.0.ffn")
+    assert where.startswith("conv_")
     assert 1e3 < after / before < 10 * factor
 
 

@@ -26,6 +26,8 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_core import AetherNet, aether_small
+from tests.published import REVISIONS as PUBLISHED
+from tests.published import draw
 from tests.tiny import tiny
 
 
@@ -121,15 +123,18 @@ def test_two_models_of_one_configuration_interpolate():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ChaiNNer calls the old exporter
-def test_chainners_convert_to_onnx_takes_the_network(tmp_path: Path):
-    found = load(tiny())
-    image = torch.rand(1, 3, 21, 16)
+@pytest.mark.parametrize("opset", [14, 15, 16, 17])
+@pytest.mark.parametrize("revision", PUBLISHED)
+def test_chainners_convert_to_onnx_takes_the_network(revision: str, opset: int, tmp_path: Path):
+    attention = PUBLISHED[revision].attention
+    state = draw(revision, channel_attn=attention, spatial_attn=attention)
+    model = cast("ImageModelDescriptor[AetherNet]", ModelLoader().load_from_state_dict(state)).model
     path = tmp_path / "net.onnx"
     torch.onnx.export(
-        found.model,
+        model,
         (torch.rand(1, 3, 3, 3),),
         str(path),
-        opset_version=17,
+        opset_version=opset,
         input_names=["input"],
         output_names=["output"],
         dynamic_axes={
@@ -140,10 +145,11 @@ def test_chainners_convert_to_onnx_takes_the_network(tmp_path: Path):
     )
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    image = torch.rand(1, 3, 21, 16)
     output = np.asarray(session.run(None, {"input": image.numpy()})[0])
     with torch.inference_mode():
-        expected = found.model(image)
-    torch.testing.assert_close(torch.as_tensor(output), expected, atol=1e-5, rtol=0)
+        expected = model(image)
+    torch.testing.assert_close(torch.as_tensor(output), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_installing_twice_changes_nothing():

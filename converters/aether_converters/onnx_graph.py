@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
+from aether_core import sample_deviation
 
 OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
 IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
@@ -182,20 +183,29 @@ def _axes(dim: int | tuple[int, ...]) -> list[int]:
     return [dim] if isinstance(dim, int) else list(dim)
 
 
-def _variance(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """The unbiased variance, sum((x - mean)^2) / (n - 1), over axes that end the shape."""
-    x, axes = _operand(graph, args[0]), _axes(kwargs["dim"])
+def _deviation(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """sqrt(sum((x - mean)^2) / (n - 1) + eps) over C, H and W, the squares in float32."""
+    given = dict(zip(("x", "eps"), args, strict=False)) | dict(kwargs)
+    x, axes = _operand(graph, given["x"]), [1, 2, 3]
+    wide = torch.float32
     mean = graph.add("ReduceMean", [x], f"{name}.mean", axes=axes)
     centred = graph.add("Sub", [x, mean], f"{name}.centred")
+    if graph.dtype != wide:
+        centred = graph.add("Cast", [centred], f"{name}.wide", to=DTYPES[wide])
     square = graph.add("Mul", [centred, centred], f"{name}.square")
     biased = graph.add("ReduceMean", [square], f"{name}.biased", axes=axes)
-    sizes = graph.add("Shape", [x], f"{name}.sizes", start=axes[0], end=axes[-1] + 1)
+    sizes = graph.add("Shape", [x], f"{name}.sizes", start=1, end=4)
     count = graph.add("ReduceProd", [sizes], f"{name}.count", axes=[0], keepdims=0)
-    n = graph.add("Cast", [count], f"{name}.n", to=TensorProto.FLOAT)
-    one = graph.constant(torch.tensor(1.0), "constant_1_float32", torch.float32)
+    n = graph.add("Cast", [count], f"{name}.n", to=DTYPES[wide])
+    one = graph.constant(torch.tensor(1.0), "constant_1_float32", wide)
     ratio = graph.add("Div", [n, graph.add("Sub", [n, one], f"{name}.less")], f"{name}.ratio")
-    factor = graph.add("Cast", [ratio], f"{name}.factor", to=DTYPES[graph.dtype])
-    return graph.add("Mul", [biased, factor], name)
+    variance = graph.add("Mul", [biased, ratio], f"{name}.variance")
+    eps = graph.constant(torch.tensor(given["eps"]), f"{name}.eps", wide)
+    positive = graph.add("Add", [variance, eps], f"{name}.positive")
+    if graph.dtype == wide:
+        return graph.add("Sqrt", [positive], name)
+    root = graph.add("Sqrt", [positive], f"{name}.sqrt")
+    return graph.add("Cast", [root], name, to=DTYPES[graph.dtype])
 
 
 def _concat(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -234,13 +244,12 @@ LOWERINGS: Final[Mapping[object, Lowering]] = {
     F.silu: _silu,
     F.relu: _unary("Relu"),
     torch.sigmoid: _unary("Sigmoid"),
-    torch.sqrt: _unary("Sqrt"),
+    sample_deviation: _deviation,
     torch.cat: _concat,
     F.leaky_relu: _leaky_relu,
     F.pixel_shuffle: _pixel_shuffle,
     "amax": _reduce("ReduceMax"),
     "mean": _reduce("ReduceMean"),
-    "var": _variance,
     "permute": _permute,
     "contiguous": _identity,
 }
