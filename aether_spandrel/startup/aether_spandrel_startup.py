@@ -125,8 +125,8 @@ def register() -> None:
 def _warn(error: BaseException) -> None:
     text = (
         f"aether-spandrel could not register AetherNet ({type(error).__name__}: {error}); "
-        "spandrel works without it. Run `aethernet inspect model.pth`, reinstall "
-        f"aether-spandrel, or set {SWITCH}=0 to switch this off."
+        "spandrel works without it. Run `aethernet doctor`, reinstall aether-spandrel, or set "
+        f"{SWITCH}=0 to switch this off."
     )
     try:
         import warnings

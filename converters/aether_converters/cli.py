@@ -1,4 +1,4 @@
-"""The command `aethernet`: inspect, convert, upscale and verify AetherNet models."""
+"""The command `aethernet`: inspect, convert, upscale, verify, and doctor."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ Load, convert and run AetherNet super-resolution models.
   aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
+  aethernet doctor                                 is everything installed, and why not?
 """
 
 INSPECT: Final = """\
@@ -80,6 +81,17 @@ Compare model files with the checkpoint they were made from, on built-in picture
 examples:
   aethernet verify model.pth release/*
   aethernet verify model.pth model_fp16.onnx --pictures photos/
+"""
+
+
+DOCTOR: Final = """\
+Say whether this Python, ChaiNNer and ComfyUI can load AetherNet models, what is missing, and which
+line installs it. With files: why each does or does not load. The output belongs into a bug report.
+
+examples:
+  aethernet doctor
+  aethernet doctor model.pth model_fp16.onnx
+  aethernet doctor --look-in D:/tools/ComfyUI
 """
 
 
@@ -322,6 +334,25 @@ REPORT_COLUMNS: Final = (
 )
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from aether_converters.doctor import diagnose
+
+    diagnosis = diagnose(options.files, options.look_in)
+    if options.json:
+        _print_json(diagnosis.as_dict())
+        return FAILED if diagnosis.problems else 0
+    for section in diagnosis.sections:
+        print(section.title)
+        for row in section.rows:
+            text = row.text.replace("\n", f"\n{'':<13}")
+            print(f"  {row.name:<11}{text}")
+            if row.next:
+                print(f"  {'next':<11}{row.next}")
+    count = diagnosis.problems
+    print(f"{count} problem{'s' * (count != 1)} found" if count else "no problem found")
+    return FAILED if count else 0
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str))
 
@@ -503,6 +534,19 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures and folders to compare on too; the middle 512 x 512 px of each",
     )
     _checkpoint_options(verify)
+
+    doctor = _command(
+        commands, "doctor", _doctor, "say what works here and what is missing", DOCTOR
+    )
+    doctor.add_argument("files", nargs="*", type=Path, metavar="file", help="models to examine")
+    doctor.add_argument(
+        "--look-in",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="where else ChaiNNer or ComfyUI may be; may be given several times",
+    )
     return parser
 
 

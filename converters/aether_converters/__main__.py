@@ -1,0 +1,8 @@
+"""`python -m aether_converters` is the command `aethernet`, for a Python without a PATH."""
+
+import sys
+
+from aether_converters.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
