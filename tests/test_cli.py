@@ -161,8 +161,8 @@ def test_convert_exits_with_failure_when_an_artefact_is_not_kept(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     state = tiny().state_dict()
-    state["layers.1.0.ffn.fc1_main.weight"] *= 1e5  # the activations leave the range of fp16 ...
-    state["layers.1.0.ffn.fc2.weight"] *= 1e-5  # ... and come back
+    state["conv_first.weight"] *= 2e5  # the activations leave the range of fp16 ...
+    state["conv_before_upsample.0.weight"] *= 5e-6  # ... and come back
     torch.save(state, tmp_path / "wild.pth")
     status, out, err = run(
         capsys, "convert", tmp_path / "wild.pth", "--out", tmp_path / "out", "--to", "onnx"

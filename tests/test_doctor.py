@@ -289,3 +289,17 @@ def test_an_environment_without_pip_is_served_by_uv():
 def test_what_is_installed_from_a_folder_is_installed_from_there_again():
     source = requirement()
     assert source == "aether-spandrel" or Path(source.strip('"')).exists()
+
+
+def test_a_torch_that_cannot_be_imported_is_reported_and_the_rest_too(tmp_path: Path):
+    (tmp_path / "torch").mkdir()
+    text = "raise OSError('libcudart.so.12: cannot open shared object file')"
+    (tmp_path / "torch" / "__init__.py").write_text(text)
+    torch.save(tiny().state_dict(), tmp_path / "net.pth")
+    result = doctor(str(tmp_path / "net.pth"), PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "torch      cannot be imported: OSError: libcudart.so.12: " in result.stdout
+    assert "spandrel   cannot be imported: OSError: libcudart.so.12: " in result.stdout
+    assert "file       OSError: libcudart.so.12: " in result.stdout
+    assert "[convert]  works: " in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr

@@ -1,9 +1,20 @@
 """From a checkpoint to fused, verified artefacts: `convert` writes them, `verify` measures them."""
 
-from aether_converters.conversion import Report, convert, verify
-from aether_converters.errors import ConversionError, ImageError, MissingExtraError, ModelError
-from aether_converters.upscalers import Upscaler, open_upscaler
-from aether_converters.verification import ArtefactReport
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aether_converters.conversion import Report, convert, verify
+    from aether_converters.errors import (
+        ConversionError,
+        ImageError,
+        MissingExtraError,
+        ModelError,
+    )
+    from aether_converters.upscalers import Upscaler, open_upscaler
+    from aether_converters.verification import ArtefactReport
 
 __all__ = [
     "ArtefactReport",
@@ -17,3 +28,25 @@ __all__ = [
     "open_upscaler",
     "verify",
 ]
+
+# Imported when first used: importing torch takes seconds, which `--help` does without, and
+# `doctor` must run where torch is broken.
+_HOMES: Final = {
+    "ArtefactReport": "aether_converters.verification",
+    "ConversionError": "aether_converters.errors",
+    "ImageError": "aether_converters.errors",
+    "MissingExtraError": "aether_converters.errors",
+    "ModelError": "aether_converters.errors",
+    "Report": "aether_converters.conversion",
+    "Upscaler": "aether_converters.upscalers",
+    "convert": "aether_converters.conversion",
+    "open_upscaler": "aether_converters.upscalers",
+    "verify": "aether_converters.conversion",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
