@@ -16,6 +16,7 @@ from spandrel import (
     ModelTiling,
     SizeRequirements,
 )
+from torch import Tensor
 from typing_extensions import Unpack, override
 
 from aether_core import AetherNet, build_network
@@ -60,7 +61,7 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
     was_fused = network.config.fused
     fused = fuse(network)
     config = fused.config
-    model = build_network(config, float_weights(fused))
+    model = build_network(config, _own(float_weights(fused), fused.state_dict))
     tags = [
         network.revision.name,
         *([network.preset] if network.preset else []),
@@ -84,6 +85,14 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
         # What pools over the whole image gives another result in a tile.
         tiling=ModelTiling.DISCOURAGED if config.global_context else ModelTiling.SUPPORTED,
     )
+
+
+def _own(weights: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, copied where they still are the file's own memory.
+
+    A program may save over the file or change the state dict while it keeps the model.
+    """
+    return {key: t.clone() if t is read[key] else t for key, t in weights.items()}
 
 
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:

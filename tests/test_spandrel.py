@@ -25,7 +25,7 @@ from spandrel import (
 from torch import Tensor
 
 import aether_spandrel
-from aether_core import AetherNet, aether_small
+from aether_core import AetherNet, aether_small, fuse_model
 from tests.published import REVISIONS as PUBLISHED
 from tests.published import draw
 from tests.tiny import tiny
@@ -113,6 +113,31 @@ def test_what_save_model_writes_loads_again_bit_by_bit(tmp_path: Path, suffix: s
     torch.testing.assert_close(dict(again.model.state_dict()), state, atol=0, rtol=0)
     image = torch.rand(1, 3, 9, 9)
     assert torch.equal(cast(Any, again)(image), found(image))
+
+
+@pytest.mark.parametrize("load_file", [aether_spandrel.load, ModelLoader().load_from_file])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_loaded_model_does_not_change_with_its_file(load_file: Any, suffix: str, tmp_path: Path):
+    path = tmp_path / f"net{suffix}"
+    save: Any = torch.save if suffix == ".pth" else safetensors.torch.save_file
+    save(fuse_model(tiny()).state_dict(), path)
+    model = load_file(path)
+    before = model(torch.ones(1, 3, 9, 9))
+    with path.open("r+b") as file:  # in place: replacing the file would leave the old one mapped
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(path.stat().st_size // 2))
+    assert torch.equal(model(torch.ones(1, 3, 9, 9)), before)
+    path.write_bytes(b"x")
+    assert torch.equal(model(torch.ones(1, 3, 9, 9)), before)
+
+
+def test_a_loaded_model_does_not_change_with_the_callers_state_dict():
+    state = dict(fuse_model(tiny()).state_dict())
+    model = cast(Any, ModelLoader().load_from_state_dict(state))
+    before = model(torch.ones(1, 3, 9, 9))
+    for tensor in state.values():
+        tensor.zero_()
+    assert torch.equal(model(torch.ones(1, 3, 9, 9)), before)
 
 
 def test_two_models_of_one_configuration_interpolate():
