@@ -37,6 +37,8 @@ __all__ = [
     "is_fused",
     "revision_codes",
     "sample_deviation",
+    "scale_and_shift",
+    "subtract_mean",
 ]
 
 HEAD_CHANNELS: Final = 64
@@ -278,7 +280,7 @@ class SampleNorm(nn.Module):
         """Normalise (N, C, H, W)."""
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         y = (x - mean) / sample_deviation(x, self.eps)
-        return y * self.weight[:, None, None] + self.bias[:, None, None]
+        return scale_and_shift(y, self.weight, self.bias)
 
 
 @torch.fx.wrap
@@ -304,7 +306,25 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return scale_and_shift(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
+    """X - mean, (N, C, H, W) and a value a channel.
+
+    As a normalisation by fixed statistics, which converters to other formats keep: some lose the
+    constant of a subtraction.
+    """
+    mean = mean.flatten()
+    return F.batch_norm(x, mean, torch.ones_like(mean), eps=0.0)
+
+
+@torch.fx.wrap
+def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """X * scale + shift, (N, C, H, W) and two values a channel; for its form see above."""
+    zeros = torch.zeros_like(scale)
+    return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=0.0)
 
 
 class ReparamConv(nn.Module):
@@ -494,7 +514,9 @@ class AetherNet(nn.Module):
             (N, out_chans, scale * H, scale * W), about [0, 1], not clipped.
         """
         config = self.config
-        if config.stored_mean or self.mean:
+        if isinstance(self.mean, Tensor):
+            x = subtract_mean(x, self.mean)
+        elif self.mean:
             x = x - self.mean
         if config.img_range != 1.0:
             x = x * config.img_range

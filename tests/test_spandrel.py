@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,11 @@ def installed():
 
 
 def load(network: AetherNet) -> ImageModelDescriptor[AetherNet]:
-    found = ModelLoader().load_from_state_dict(dict(network.state_dict()))
+    return load_state(network.state_dict())
+
+
+def load_state(state: Mapping[str, Tensor]) -> ImageModelDescriptor[AetherNet]:
+    found = ModelLoader().load_from_state_dict(dict(state))
     assert isinstance(found, ImageModelDescriptor)
     return cast("ImageModelDescriptor[AetherNet]", found)
 
@@ -119,8 +124,11 @@ def test_what_save_model_writes_loads_again_bit_by_bit(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_loaded_model_does_not_change_with_its_file(load_file: Any, suffix: str, tmp_path: Path):
     path = tmp_path / f"net{suffix}"
-    save: Any = torch.save if suffix == ".pth" else safetensors.torch.save_file
-    save(fuse_model(tiny()).state_dict(), path)
+    state = fuse_model(tiny()).state_dict()
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
     model = load_file(path)
     before = model(torch.ones(1, 3, 9, 9))
     with path.open("r+b") as file:  # in place: replacing the file would leave the old one mapped
@@ -147,14 +155,8 @@ def test_two_models_of_one_configuration_interpolate():
     torch.testing.assert_close(dict(found.model.state_dict()), mixed, atol=0, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ChaiNNer calls the old exporter
-@pytest.mark.parametrize("opset", [14, 15, 16, 17])
-@pytest.mark.parametrize("revision", PUBLISHED)
-def test_chainners_convert_to_onnx_takes_the_network(revision: str, opset: int, tmp_path: Path):
-    attention = PUBLISHED[revision].attention
-    state = draw(revision, channel_attn=attention, spatial_attn=attention)
-    model = cast("ImageModelDescriptor[AetherNet]", ModelLoader().load_from_state_dict(state)).model
-    path = tmp_path / "net.onnx"
+def chainner_export(model: AetherNet, path: Path, opset: int) -> onnx.ModelProto:
+    """As ChaiNNer's Convert To ONNX does it, with the old exporter."""
     torch.onnx.export(
         model,
         (torch.rand(1, 3, 3, 3),),
@@ -168,13 +170,38 @@ def test_chainners_convert_to_onnx_takes_the_network(revision: str, opset: int, 
         },
         dynamo=False,
     )
-    onnx.checker.check_model(onnx.load(path))
+    exported = onnx.load(path)
+    onnx.checker.check_model(exported)
+    return exported
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("opset", [14, 15, 16, 17])
+@pytest.mark.parametrize("revision", PUBLISHED)
+def test_chainners_convert_to_onnx_takes_the_network(revision: str, opset: int, tmp_path: Path):
+    attention = PUBLISHED[revision].attention
+    model = load_state(draw(revision, channel_attn=attention, spatial_attn=attention)).model
+    path = tmp_path / "net.onnx"
+    chainner_export(model, path, opset)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = torch.rand(1, 3, 21, 16)
     output = np.asarray(session.run(None, {"input": image.numpy()})[0])
     with torch.inference_mode():
         expected = model(image)
     torch.testing.assert_close(torch.as_tensor(output), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("revision", ["G2b", "G2c", "G2d", "G3", "G5a", "G5c", "G5e", "G5f", "G5s"])
+def test_no_constant_is_added_or_multiplied_where_chainners_ncnn_conversion_would_lose_it(
+    revision: str, tmp_path: Path
+):
+    graph = chainner_export(load_state(draw(revision)).model, tmp_path / "net.onnx", 14).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    operators = [node for node in graph.node if node.op_type in ("Add", "Sub", "Mul", "Div")]
+    assert operators
+    assert not [node.name for node in operators if constants & set(node.input)]
 
 
 def test_installing_twice_changes_nothing():

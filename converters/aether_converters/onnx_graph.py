@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
-from aether_core import sample_deviation
+from aether_core import sample_deviation, scale_and_shift, subtract_mean
 
 OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
 IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
@@ -208,6 +208,21 @@ def _deviation(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[st
     return graph.add("Cast", [root], name, to=DTYPES[graph.dtype])
 
 
+def _subtract_mean(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    return graph.add("Sub", [_operand(graph, args[0]), _operand(graph, args[1])], name)
+
+
+def _scale_and_shift(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    x, scale, shift = args
+    scaled = graph.add("Mul", [_operand(graph, x), _per_channel(graph, scale)], f"{name}.scaled")
+    return graph.add("Add", [scaled, _per_channel(graph, shift)], name)
+
+
+def _per_channel(graph: _Graph, vector: _Constant) -> str:
+    """A vector in the form that spreads over (N, C, H, W)."""
+    return graph.constant(vector.tensor[:, None, None], vector.name)
+
+
 def _concat(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     return graph.add("Concat", [_operand(graph, p) for p in args[0]], name, axis=kwargs["dim"])
 
@@ -245,6 +260,8 @@ LOWERINGS: Final[Mapping[object, Lowering]] = {
     F.relu: _unary("Relu"),
     torch.sigmoid: _unary("Sigmoid"),
     sample_deviation: _deviation,
+    subtract_mean: _subtract_mean,
+    scale_and_shift: _scale_and_shift,
     torch.cat: _concat,
     F.leaky_relu: _leaky_relu,
     F.pixel_shuffle: _pixel_shuffle,
