@@ -11,7 +11,7 @@ dict are the published ones, so a checkpoint or a training configuration works u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -390,6 +390,10 @@ class GatedFFN(nn.Module):
             y = F.dropout(y, self.drop_rate)
         return y
 
+    def infer(self, x: Tensor) -> Tensor:
+        """`forward`, with the product in the memory of one of its factors."""
+        return self.fc2(self.activation(self.fc1_gate(x)).mul_(self.fc1_main(x)))
+
 
 class ChannelAttention(nn.Module):
     """Squeeze and excitation (Hu et al., arXiv:1709.01507): channels weighed by their means."""
@@ -404,7 +408,11 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * self.fc(x.mean(dim=(2, 3), keepdim=True))  # (N, C, 1, 1)
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The weight of each channel, (N, C, 1, 1)."""
+        return self.fc(x.mean(dim=(2, 3), keepdim=True))
 
 
 class SpatialAttention(nn.Module):
@@ -417,8 +425,12 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The weight of each pixel, (N, 1, H, W)."""
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return x * torch.sigmoid(self.conv(pooled))  # (N, 1, H, W)
+        return torch.sigmoid(self.conv(pooled))
 
 
 def _norm(config: AetherConfig, eps: float) -> nn.Module | None:
@@ -441,10 +453,13 @@ class Block(nn.Module):
         self.channel_attn = ChannelAttention(width) if config.channel_attn else None
         self.spatial_attn = SpatialAttention() if config.spatial_attn else None
         self.drop_path = drop_path
+        self.strip = max(STRIP_BYTES // (4 * config.ffn_dim), 16)  # px
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, embed_dim, H, W) to the same shape."""
         y = self.conv(x)
+        if not self.training and may_overwrite(x, y, self.parameters()):
+            return self._infer(x, y)
         if self.norm is not None:
             y = self.norm(y)
         y = self.ffn(y)
@@ -456,6 +471,54 @@ class Block(nn.Module):
             keep = 1.0 - self.drop_path
             y = y * (y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
         return x + y
+
+    def _infer(self, x: Tensor, y: Tensor) -> Tensor:
+        """What `forward` makes of the convolution's result y, in its memory, strip by strip."""
+        if isinstance(self.norm, SampleNorm):
+            y = self.norm(y)
+        gates = [part.gate for part in (self.channel_attn, self.spatial_attn) if part is not None]
+        norm = self.norm if isinstance(self.norm, ChannelNorm) else None
+        for before, after in zip(strips(x, self.strip), strips(y, self.strip), strict=True):
+            mapped = self.ffn.infer(after if norm is None else norm(after))
+            if gates:
+                after.copy_(mapped)
+            else:
+                torch.add(before, mapped, out=after)
+        for gate in gates[:-1]:
+            y.mul_(gate(y))
+        return torch.addcmul(x, y, gates[-1](y), out=y) if gates else y
+
+
+_is_compiling: Final[Callable[[], bool]] = getattr(torch.compiler, "is_compiling", lambda: False)
+"""Whether torch.compile or torch.export is looking; torch 2.1 cannot say."""
+
+STRIP_BYTES: Final = 2**20
+"""Of one hidden activation of a feed-forward: what a few of them take fits into a cache."""
+
+
+def may_overwrite(x: Tensor, y: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether a block may work in the memory of y: eager inference, pixel by pixel in memory.
+
+    Everything else that runs the network, training and tracing of all kinds, sees plain operators.
+    """
+    if isinstance(y, torch.fx.Proxy) or _is_compiling():
+        return False
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    if torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in parameters)):
+        return False
+    return x.dtype == y.dtype and all(
+        t.is_contiguous(memory_format=torch.channels_last) for t in (x, y)
+    )
+
+
+def strips(x: Tensor, pixels: int) -> Iterator[Tensor]:
+    """Views (1, C, at most `pixels`, 1) of channels-last memory (N, C, H, W); all, off the CPU."""
+    rows = x.permute(0, 2, 3, 1).reshape(1, -1, 1, x.shape[1])  # a view
+    count = rows.shape[1]
+    step = pixels if x.device.type == "cpu" else count
+    for start in range(0, count, step):
+        yield rows[:, start : start + step].permute(0, 3, 1, 2)
 
 
 class AetherNet(nn.Module):

@@ -1,0 +1,145 @@
+"""Inference works in the memory of its activations, and computes what the plain operators do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from aether_core import AetherNet, build_network
+from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.network import float_weights, fuse, read_network
+from tests.published import REVISIONS as PUBLISHED
+from tests.published import draw
+from tests.tiny import tiny
+
+
+def network(revision: str, **options: Any) -> AetherNet:
+    found = fuse(read_network(Checkpoint.from_object(draw(revision, **options))))
+    return build_network(found.config, float_weights(found))
+
+
+def picture(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(fx.Tracer):
+    """Records every operator, and so never the ones that overwrite."""
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return False
+
+
+def plain(model: AetherNet) -> fx.GraphModule:
+    return fx.GraphModule(model, Plain().trace(model))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("revision", PUBLISHED)
+def test_the_result_is_that_of_the_plain_operators(revision: str, attention: bool):
+    attention = attention and PUBLISHED[revision].attention
+    model = network(revision, channel_attn=attention, spatial_attn=attention)
+    image = picture(2, 3, 61, 83)  # more pixels than a strip has
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["channel_attn", "spatial_attn"])
+def test_each_attention_alone(attention: str):
+    model = network("G5f", **{attention: True})
+    image = picture(1, 3, 20, 21)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strip", [1, 7, 10**9])
+def test_strips_of_any_size_give_the_same(strip: int):
+    model = network("G1")
+    image = picture(1, 3, 13, 17)
+    with torch.inference_mode():
+        expected = model(image)
+        for module in model.modules():
+            if hasattr(module, "strip"):
+                module.strip = strip
+        torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_any_memory_order_and_size_is_taken_and_the_input_left_alone():
+    model = network("G1")
+    with torch.inference_mode():
+        for image in (
+            picture(1, 3, 1, 1),
+            picture(2, 3, 9, 4).contiguous(memory_format=torch.channels_last),
+            picture(1, 4, 9, 8)[:, 1:, ::2, 1:],
+            picture(3, 9, 8).expand(2, 3, 9, 8),
+        ):
+            before = image.clone()
+            expected = model(image.contiguous())
+            torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
+            assert torch.equal(image, before)
+
+
+def test_stages_that_are_joined_later_are_not_overwritten():
+    model = network("G5f", depths=(1, 1, 1))
+    image = picture(1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("revision", ["G1", "G5f"])
+def test_gradients_flow_to_the_picture_and_to_weights(revision: str):
+    model = network(revision)
+    image = picture(1, 3, 9, 8).requires_grad_()
+    model(image).sum().backward()
+    assert image.grad is not None
+    assert bool(image.grad.abs().sum() > 0)
+    model.requires_grad_(True)
+    with torch.no_grad():
+        expected = model(image)
+    found = model(image.detach())
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_trained_alone_are_not_overwritten():
+    model = network("G1")
+    weight = dict(model.named_parameters())["layers.0.0.ffn.fc1_gate.weight"]
+    weight.requires_grad_(True)
+    model(picture(1, 3, 9, 8)).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("revision", ["G1", "G2a", "G5f"])
+def test_it_compiles_without_a_graph_break_and_exports(revision: str):
+    attention = PUBLISHED[revision].attention
+    model = network(revision, channel_attn=attention, spatial_attn=attention)
+    image = picture(1, 3, 12, 20)
+    with torch.no_grad():
+        expected = model(image)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(image), expected, atol=1e-5, rtol=1e-5)
+        exported = torch.export.export(
+            model, (image,), dynamic_shapes=({2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+        ).module()
+        other = picture(1, 3, 15, 10)
+        torch.testing.assert_close(exported(other), model(other), atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_works():
+    model = network("G1")
+    image = picture(1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(image)
+    assert float((found.float() - expected).square().mean().sqrt()) < 2e-2
+
+
+def test_training_drops_paths_without_gradients_too():
+    model = tiny(drop_path_rate=0.9).train()
+    with torch.no_grad():
+        first, second = (model(picture(32, 3, 8, 8)) for _ in range(2))
+    assert not torch.equal(first, second)
