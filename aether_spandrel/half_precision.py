@@ -54,23 +54,47 @@ def headroom(state: State, config: AetherConfig) -> Headroom:
     |W y + c| <= ||W diag(w)|| ||n|| + |W b + c|; |gelu(g)| and |silu(g)| are at most |g|.
     """
     divisors: dict[str, Tensor] = {}
-    largest_gate = 0.0
+    limit = torch.finfo(torch.float16).max
+    fits = True
     for block in block_prefixes(state):
+        if _has_room(state, block, config):
+            continue
         gate = _bounds(state, block, "ffn.fc1_gate.", config)
         main = _bounds(state, block, "ffn.fc1_main.", config)
-        largest_gate = max(largest_gate, float(gate.max()))
+        fits = fits and float(gate.max()) <= limit
         product = torch.maximum(gate * main, main)
         if float(product.max()) > LARGEST:
             divisors[block] = torch.exp2(torch.log2(product / LARGEST).ceil().clamp(min=0.0))
-    changed = divide_main(state, divisors)
     # The weights before the product are within their bounds already.
-    largest_weight = max(
-        float(_norm(tensor.flatten(), math.inf))
-        for key, tensor in changed.items()
+    weights = (
+        tensor.flatten()
+        for key, tensor in divide_main(state, divisors).items()
         if tensor.is_floating_point() and not key.endswith(FIRST_MAPS)
     )
-    limit = torch.finfo(torch.float16).max
-    return Headroom(divisors, fits=largest_gate <= limit and largest_weight <= limit)
+    # No norm is cheaper than the Euclidean one, which is no less than the largest value.
+    fits = fits and all(
+        float(_norm(values)) <= limit or float(_norm(values, math.inf)) <= limit
+        for values in weights
+    )
+    return Headroom(divisors, fits=fits)
+
+
+def _has_room(state: State, block: str, config: AetherConfig) -> bool:
+    """Whether a bound that takes each weight matrix as a whole is low enough already.
+
+    ||W diag(w)|| <= max |w| ||W|| and ||W b + c|| <= ||W|| ||b|| + ||c||, Frobenius norms.
+    """
+    largest, shift = 1.0, 0.0
+    if f"{block}norm.weight" in state:
+        largest = float(_norm(state[f"{block}norm.weight"].float(), math.inf))
+        shift = float(_norm(state[f"{block}norm.bias"].float()))
+    gate, main = (
+        float(_norm(state[f"{block}ffn.{name}.weight"].flatten().float()))
+        * (largest * _length(config) + shift)
+        + float(_norm(state[f"{block}ffn.{name}.bias"].float()))
+        for name in ("fc1_gate", "fc1_main")
+    )
+    return max(gate, main, gate * main) <= LARGEST
 
 
 def divide_main(state: State, divisors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,10 +119,14 @@ def _bounds(state: State, block: str, layer: str, config: AetherConfig) -> Tenso
     if f"{block}norm.weight" in state:
         shift = shift + weight @ state[f"{block}norm.bias"].float()
         weight = weight * state[f"{block}norm.weight"].float()
+    return _norm(weight) * _length(config) + shift.abs()
+
+
+def _length(config: AetherConfig) -> float:
+    """The Euclidean norm that a pixel's normalised channels can have together."""
     bounded = config.norm_type == "layernorm"
-    length = math.sqrt(config.embed_dim) * (1.0 if bounded else DEVIATIONS)
-    return _norm(weight, 2) * length + shift.abs()
+    return math.sqrt(config.embed_dim) * (1.0 if bounded else DEVIATIONS)
 
 
-def _norm(rows: Tensor, order: float) -> Tensor:
+def _norm(rows: Tensor, order: float = 2) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(rows, ord=order, dim=-1))
