@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint
@@ -143,3 +144,39 @@ def test_training_drops_paths_without_gradients_too():
     with torch.no_grad():
         first, second = (model(picture(32, 3, 8, 8)) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+class Passes(TorchDispatchMode):
+    """Counts how often elementwise operators go over all pixels of a batch, one channel or more."""
+
+    ELEMENTWISE = frozenset(
+        {"gelu", "silu", "silu_", "mul", "mul_", "add", "add_", "addcmul", "copy_"}
+    )
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.passes = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.ELEMENTWISE:
+            self.passes += result.numel() / result.shape[1] / self.pixels
+        return result
+
+
+@pytest.mark.parametrize(
+    ("revision", "attention", "limit"),
+    [("G1", False, 3), ("G3", False, 3), ("G4", False, 3), ("G5f", False, 3), ("G5f", True, 5)],
+)
+def test_a_block_makes_few_passes_beside_convolutions_and_norm(
+    revision: str, attention: bool, limit: int
+):
+    model = network(revision, depths=(1,), channel_attn=attention, spatial_attn=attention)
+    block: Any = dict(model.named_modules())["layers.0.0"]
+    x = picture(1, model.config.embed_dim, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), Passes(64 * 64) as counted:
+        block(x)
+    assert 2.9 < counted.passes < limit + 0.1
