@@ -331,3 +331,36 @@ def test_a_damaged_onnx_file_is_explained(
         f"error: {tmp_path / 'bad.onnx'}: the file is damaged or is no ONNX model"
     )
     assert "Traceback" not in err
+
+
+def test_shards_share_a_folder_and_a_second_run_goes_on(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, photo: Path, tmp_path: Path
+):
+    folder, out_folder = tmp_path / "frames", tmp_path / "enlarged"
+    folder.mkdir()
+    for index in range(5):
+        (folder / f"{index}.png").write_bytes(photo.read_bytes())
+    written: list[list[str]] = []
+    for shard in ("1/3", "2/3", "3/3", "1/1"):
+        status, out, _ = run(
+            capsys,
+            "upscale",
+            "--json",
+            checkpoint,
+            folder,
+            "--out",
+            tmp_path / "o",
+            "--shard",
+            shard,
+        )
+        assert status == 0
+        found = json.loads(out)
+        written.append([Path(r["target"]).name for r in found if r["outcome"] == "written"])
+    assert written == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"], []]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
+def test_a_shard_that_does_not_exist_is_a_usage_error(shard: str, checkpoint: Path, photo: Path):
+    with pytest.raises(SystemExit) as caught:
+        main(["upscale", str(checkpoint), str(photo), f"--shard={shard}"])
+    assert caught.value.code == 2

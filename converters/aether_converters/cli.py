@@ -73,6 +73,7 @@ examples:
   aethernet upscale model.onnx photos/ --out enlarged/       a whole folder
   aethernet upscale model.pth scan.tif --format tiff         keep TIFF
   aethernet upscale model.pth huge.png --memory 0.5          with half a GiB for the tiles
+  aethernet upscale model.pth frames/ --shard 3/16           the third of 16 shares of the work
 """
 
 VERIFY: Final = """\
@@ -258,6 +259,8 @@ def _upscale(options: argparse.Namespace) -> int:
         image_format=options.format,
         recursive=options.recursive,
     )
+    part, parts = options.shard
+    jobs = jobs[part - 1 :: parts]
     reports: list[PictureReport] = []
     with _tile_progress(len(jobs), quiet=options.quiet) as (on_picture, on_tile):
         for job in jobs:
@@ -518,6 +521,14 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument(
         "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
     )
+    upscale.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="only every N-th picture from the I-th on, such as 3/16, to share a folder among "
+        "processes or computers",
+    )
     upscale.add_argument("--recursive", action="store_true", help="enter folders within folders")
     upscale.add_argument("--force", action="store_true", help="replace pictures that exist")
     _checkpoint_options(upscale)
@@ -633,6 +644,13 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 3/16, from 1/16 to 16/16")
+    return int(part), int(parts)
 
 
 def _positive(text: str) -> float:
