@@ -336,7 +336,7 @@ def test_a_damaged_onnx_file_is_explained(
 def test_shards_share_a_folder_and_a_second_run_goes_on(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, photo: Path, tmp_path: Path
 ):
-    folder, out_folder = tmp_path / "frames", tmp_path / "enlarged"
+    folder = tmp_path / "frames"
     folder.mkdir()
     for index in range(5):
         (folder / f"{index}.png").write_bytes(photo.read_bytes())

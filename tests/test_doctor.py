@@ -17,7 +17,13 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from aether_converters import convert
 from aether_converters.cli import main
 from aether_converters.doctor import Row, Section, examine_file, examine_programs, examine_python
-from aether_converters.programs import ProgramPython, Surroundings, find_programs, requirement
+from aether_converters.programs import (
+    ProgramPython,
+    Surroundings,
+    find_programs,
+    requirement,
+    start_up_files,
+)
 from tests import golden_cases
 from tests.tiny import tiny
 
@@ -48,7 +54,7 @@ def here() -> dict[str, Row]:
 
 def test_versions_are_those_that_are_installed(here: dict[str, Row]):
     assert here["torch"].text.startswith(f"{torch.__version__}, built for ")
-    assert f"spandrel {version('spandrel')}" in here["spandrel"].text
+    assert here["spandrel"].text.startswith(version("spandrel"))
     assert f"onnx {version('onnx')}" in here["[convert]"].text
 
 
@@ -58,8 +64,8 @@ def test_a_fresh_python_was_asked_whether_aethernet_is_registered(here: dict[str
     assert not any(row.problem for row in here.values())
 
 
-def test_extras_that_are_missing_come_with_the_line_that_installs_them(here: dict[str, Row]):
-    assert here["[trt]"].text == 'not installed: pip install "aether-spandrel[trt]"'
+def test_extras_that_are_missing_are_named(here: dict[str, Row]):
+    assert here["optional"].text == "not installed: gpu, trt, trt-rtx"
     assert "CPU" in here["providers"].text
 
 
@@ -69,7 +75,7 @@ def test_a_hook_that_is_switched_off_is_a_problem_and_exits_with_failure():
     assert "hook       switched off by AETHER_SPANDREL_AUTO=0" in result.stdout
     assert "next       remove the variable AETHER_SPANDREL_AUTO" in result.stdout
     assert "registered no: the hook did not run" in result.stdout
-    assert result.stdout.endswith("2 problems found\n")
+    assert result.stdout.endswith("1 problem found\n")
     assert not result.stderr
 
 
@@ -79,7 +85,7 @@ def test_json_for_scripts_and_one_screen_for_people(tmp_path: Path):
     assert found["problems"] == 0
     assert found["sections"][0]["title"].startswith(f"aether-spandrel {HERE} on ")
     text = doctor(**environment).stdout
-    assert text.endswith("no problem found\n")
+    assert text.endswith("no problem found here\n")
     assert len(text.splitlines()) <= 24
 
 
@@ -107,10 +113,10 @@ def test_a_network_that_overflows_in_fp16_says_so(tmp_path: Path):
 
 def test_a_network_of_another_kind_is_named(tmp_path: Path):
     torch.save(SRVGGNetCompact(upscale=2).state_dict(), tmp_path / "compact.pth")
-    loads = rows(examine_file(tmp_path / "compact.pth"))["loads"]
-    assert loads.problem
-    assert loads.text == "no: this is no AetherNet"
-    assert loads.next.startswith("yes, as Compact: ")
+    section = examine_file(tmp_path / "compact.pth")
+    assert [row.problem for row in section.rows] == [True, False]
+    assert rows(section)["AetherNet"].text == "no, a network of another kind"
+    assert rows(section)["spandrel"].text.startswith("yes, as Compact: ")
 
 
 def test_a_damaged_file_says_what_is_wrong_with_it(tmp_path: Path):
@@ -119,7 +125,17 @@ def test_a_damaged_file_says_what_is_wrong_with_it(tmp_path: Path):
     (tmp_path / "net.pth").write_bytes(content[: len(content) // 2])
     loads = rows(examine_file(tmp_path / "net.pth"))["loads"]
     assert loads.problem
-    assert loads.text.startswith(f"no: {tmp_path / 'net.pth'}: ")
+    assert loads.text.startswith("no: the file is damaged or cut short; found ")
+    assert loads.next.startswith("download ")
+
+
+def test_weights_that_give_no_picture_are_a_problem(tmp_path: Path):
+    state = tiny().state_dict()
+    state["conv_last.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "net.pth")
+    found = rows(examine_file(tmp_path / "net.pth"))
+    assert found["picture"].problem
+    assert "half" not in found
 
 
 def test_what_spandrels_own_loader_refuses_is_a_problem_with_a_way_out(tmp_path: Path):
@@ -131,7 +147,7 @@ def test_what_spandrels_own_loader_refuses_is_a_problem_with_a_way_out(tmp_path:
     found = rows(examine_file(tmp_path / "net.pth"))
     assert found["loads"].text.startswith("yes")
     assert found["spandrel"].problem
-    assert found["spandrel"].next.endswith("aethernet convert FILE --to pth")
+    assert f'aethernet convert "{tmp_path / "net.pth"}" --to safetensors' in found["spandrel"].next
 
 
 @pytest.mark.parametrize("ir_version", [8, 11])
@@ -259,9 +275,25 @@ def test_a_place_that_has_it_in_this_or_another_version_is_told_apart(tmp_path: 
     make(tmp_path / "ComfyUI/venv/bin/python", "spandrel 0.4.1", "pip 25.0", "aether-spandrel 0.0")
     make(tmp_path / "ComfyUI2/venv/bin/python", "spandrel 0.4.1", f"aether-spandrel {HERE}")
     around = Surroundings(platform="linux", home=tmp_path, environ={})
-    old, new = (rows(section) for section in examine_programs(around))
+    old, without_hook = (rows(section) for section in examine_programs(around))
     assert "-m pip install --upgrade " in old["update"].text
-    assert new["AetherNet"].text.startswith("yes")
+    assert without_hook["AetherNet"].problem
+    site = tmp_path / "ComfyUI2" / "venv" / "lib" / "python3.11" / "site-packages"
+    (site / "aether_spandrel.pth").touch()
+    _, new = (rows(section) for section in examine_programs(around))
+    assert new["AetherNet"] == Row("AetherNet", f"installed, aether-spandrel {HERE}")
+
+
+def test_a_folder_that_does_not_exist_is_a_problem(tmp_path: Path):
+    around = Surroundings(platform="linux", home=tmp_path, environ={}, look_in=(tmp_path / "none",))
+    (section,) = examine_programs(around)
+    assert section.rows[0].problem
+
+
+def test_each_python_has_its_own_start_up_file():
+    assert start_up_files((3, 11)) == ("aether_spandrel.pth",)
+    assert start_up_files((3, 16)) == ("aether_spandrel.pth", "aether_spandrel.start")
+    assert start_up_files((3, 18)) == ("aether_spandrel.start",)
 
 
 def test_before_the_program_has_installed_pytorch_it_has_to_be_started_once(tmp_path: Path):

@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a reader would be: a model, a picture and a folder of pictures."""
     torch.save(tiny().state_dict(), tmp_path / "model.pth")
     (tmp_path / "photos").mkdir()
+    (tmp_path / "tools" / "ComfyUI").mkdir(parents=True)
     for picture in ("photo.png", "photos/a.jpg"):
         Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / picture)
     monkeypatch.chdir(tmp_path)

@@ -5,11 +5,10 @@ A start-up line runs `watch` whenever Python starts, in every program of that Py
 starts and spandrel is imported whatever happens to us.
 """
 
-from __future__ import annotations
-
 import sys
 
-TYPE_CHECKING = False  # importing typing would take longer than all else here
+# Importing typing, or annotations from __future__, would take longer than all else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -49,8 +48,11 @@ class AetherSpandrelFinder:
         self._searching: set[int] = set()
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        self,
+        fullname: str,
+        path: "Sequence[str] | None" = None,
+        target: "ModuleType | None" = None,
+    ) -> "ModuleSpec | None":
         """The specification of spandrel that the other finders give; None for anything else."""
         if fullname != "spandrel":
             return None
@@ -69,8 +71,8 @@ class AetherSpandrelFinder:
         return spec
 
     def _find(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None"
+    ) -> "ModuleSpec | None":
         for finder in list(sys.meta_path):
             if finder is self:
                 continue
@@ -86,17 +88,17 @@ class AetherSpandrelFinder:
 class AetherSpandrelLoader:
     """Loads spandrel with its own loader, then registers AetherNet."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: "Any") -> None:
         """Keep the loader that does the work."""
         self._loader = loader
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> "Any":
         """Everything but `exec_module` is the other loader's."""
         if name == "_loader":
             raise AttributeError(name)
         return getattr(self._loader, name)
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         """Execute spandrel, give it back its loader, and register."""
         loader = self._loader
         spec = module.__spec__

@@ -39,7 +39,7 @@ Load, convert and run AetherNet super-resolution models.
   aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
-  aethernet doctor                                 is everything installed, and why not?
+  aethernet doctor                                 what works here, in ChaiNNer, in ComfyUI?
 """
 
 INSPECT: Final = """\
@@ -87,7 +87,7 @@ examples:
 
 DOCTOR: Final = """\
 Say whether this Python, ChaiNNer and ComfyUI can load AetherNet models, what is missing, and which
-line installs it. With files: why each does or does not load. The output belongs into a bug report.
+line installs it. With files: why each does or does not load. Paste the output into a bug report.
 
 examples:
   aethernet doctor
@@ -352,7 +352,7 @@ def _doctor(options: argparse.Namespace) -> int:
             if row.next:
                 print(f"  {'next':<11}{row.next}")
     count = diagnosis.problems
-    print(f"{count} problem{'s' * (count != 1)} found" if count else "no problem found")
+    print(f"{count} problem{'s' * (count != 1)} found" if count else "no problem found here")
     return FAILED if count else 0
 
 

@@ -15,17 +15,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from aether_converters.programs import NAME, ProgramPython, Surroundings, find_programs, requirement
+from aether_converters.programs import (
+    NAME,
+    ProgramPython,
+    Surroundings,
+    find_programs,
+    requirement,
+    start_up_files,
+)
 from aether_spandrel.errors import AetherError
 
 SWITCH: Final = "AETHER_SPANDREL_AUTO"
-START_UP: Final = ("aether_spandrel.pth", "aether_spandrel.start")
 PATIENCE: Final = 300.0  # s; a first import of torch from a cold disk takes long
 TEST_SIDE: Final = 40  # px of the picture on which half precision is measured
 NEWEST_IR: Final = 9  # of ONNX, in the onnxruntime 1.17.1 that ChaiNNer installs
@@ -92,6 +98,22 @@ def _safely(check: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         yield Row(name, _in_words(error), problem=True)
 
 
+def _refused(name: str, error: AetherError) -> Row:
+    """The row of a file that cannot be read; its name stands in the heading already."""
+    details = (("key", error.key), ("expected", error.expected), ("found", error.found))
+    text = "; ".join([error.problem, *(f"{name} {value}" for name, value in details if value)])
+    return Row(name, f"no: {text}", problem=True, next=error.advice or "")
+
+
+def _pip(arguments: str) -> str:
+    """A line that installs into this Python, whatever `pip` on the PATH belongs to."""
+    return f'"{sys.executable or "python"}" -m pip {arguments}'
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def _in_words(error: BaseException) -> str:
     if isinstance(error, AetherError):
         return str(error)
@@ -122,7 +144,8 @@ def _torch() -> Iterator[Row]:
         built = f"CUDA {torch.version.cuda}"
     elif getattr(torch.version, "hip", None):
         built = f"ROCm {torch.version.hip}"
-    yield Row("torch", f"{torch.__version__}, built for {built}; {torch.get_num_threads()} threads")
+    threads = _count(torch.get_num_threads(), "thread")
+    yield Row("torch", f"{torch.__version__}, built for {built}; {threads}")
     yield Row("GPU", "; ".join(_devices(torch)) or "none that torch can use")
 
 
@@ -137,12 +160,14 @@ def _devices(torch: Any) -> Iterator[str]:
 
 def _hook() -> Iterator[Row]:
     folders = [*site.getsitepackages(), site.getusersitepackages()]
-    files = [Path(folder, name) for folder in folders for name in START_UP]
+    files = [
+        Path(folder, name) for folder in folders for name in start_up_files(sys.version_info[:2])
+    ]
     there = [path for path in files if path.is_file()]
     if os.environ.get(SWITCH, "1") == "0":
         text, advice = f"switched off by {SWITCH}=0", f"remove the variable {SWITCH}"
     elif not there:
-        text, advice = "not installed", f"pip install --force-reinstall --no-deps {requirement()}"
+        text, advice = "not installed", _pip(f"install --force-reinstall --no-deps {requirement()}")
     elif sys.flags.no_site:
         text, advice = "not run: Python was started with -S", "start it without -S"
     else:
@@ -170,7 +195,7 @@ print(json.dumps(found))
 
 def _registered() -> Iterator[Row]:
     """Whether spandrel knows AetherNet without being told, asked in a fresh interpreter."""
-    installed = _versions("spandrel", "spandrel_extra_arches")
+    installed = _versions("spandrel", "spandrel_extra_arches").removeprefix("spandrel ")
     if not sys.executable:
         yield Row("spandrel", f"{installed}; registration cannot be tested in an embedded Python")
         return
@@ -186,15 +211,17 @@ def _registered() -> Iterator[Row]:
     lines = result.stdout.strip().splitlines()
     if not lines:
         text = f"Python ends while importing spandrel: {result.stderr.strip()[-300:]}"
-        yield Row("spandrel", text, problem=True, next="reinstall torch and spandrel")
+        advice = _pip("install --force-reinstall torch spandrel")
+        yield Row("spandrel", text, problem=True, next=advice)
         return
     found = json.loads(lines[-1])
     if found["error"]:
+        missing = found["error"].startswith("ModuleNotFoundError")
         yield Row(
             "spandrel",
             f"cannot be imported: {found['error']}",
             problem=True,
-            next="pip install --force-reinstall --no-deps spandrel",
+            next=_pip("install spandrel" if missing else "install --force-reinstall spandrel"),
         )
         return
     names = found["names"]
@@ -205,7 +232,10 @@ def _registered() -> Iterator[Row]:
         yield Row("registered", "yes, importing spandrel is enough")
     else:
         why = " ".join(found["warnings"]) or "the hook did not run"
-        yield Row("registered", f"no: {why}", problem=True, next="see the row above named hook")
+        hook = next(_hook())
+        advice = "" if hook.problem else _pip(f"install --force-reinstall {requirement()}")
+        # A hook that is off has been counted already.
+        yield Row("registered", f"no: {why}", problem=not hook.problem, next=advice)
 
 
 def _versions(*names: str) -> str:
@@ -236,8 +266,16 @@ EXTRAS: Final = {
 }
 """What each extra brings beyond the one before: distributions, and the modules to import."""
 
+EXTRA_USES: Final = {
+    "convert": "convert, upscale, verify and everything about ONNX files",
+    "gpu": "ONNX files on a GPU",
+    "trt": "TensorRT engines",
+    "trt-rtx": "TensorRT-RTX engines",
+}
+
 
 def _extras() -> Iterator[Row]:
+    absent: list[str] = []
     for extra, parts in EXTRAS.items():
         row = f"[{extra}]"
         missing: list[str] = []
@@ -251,14 +289,17 @@ def _extras() -> Iterator[Row]:
                     importlib.import_module(module)
                 except Exception as error:  # noqa: BLE001
                     broken.append(f"{name} cannot be imported ({_in_words(error)})")
-        command = f'pip install "{NAME}[{extra}]"'
+        command = _pip(f'install "{NAME}[{extra}]"')
         if broken:
             yield Row(row, "; ".join(broken), problem=True, next=f"reinstall it: {command}")
+        elif len(missing) == len(parts):
+            absent.append(extra)
         elif missing:
-            lacking = f", lacking {', '.join(missing)}" if len(parts) > len(missing) else ""
-            yield Row(row, f"not installed{lacking}: {command}")
+            yield Row(row, f"lacks {', '.join(missing)}, which {EXTRA_USES[extra]} need: {command}")
         else:
             yield Row(row, f"works: {_versions(*(name for name, _ in parts))}")
+    if absent:
+        yield Row("optional", f"not installed: {', '.join(absent)}")
 
 
 def _providers() -> Iterator[Row]:
@@ -267,7 +308,7 @@ def _providers() -> Iterator[Row]:
             "providers",
             "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files",
             problem=True,
-            next="pip uninstall both, then install the one that you want",
+            next="uninstall both with pip, then install the one that you want",
         )
         return
     try:
@@ -275,6 +316,7 @@ def _providers() -> Iterator[Row]:
     except Exception:  # noqa: BLE001  the extras have said so
         return
     names = [name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers()]
+    names = [name for name in names if name != "Azure"]  # computes nothing on this machine
     yield Row("providers", f"onnxruntime offers {', '.join(names)}")
 
 
@@ -302,7 +344,7 @@ def _onnx_file(path: Path) -> Iterator[Row]:
     try:
         model = open_upscaler(path)
     except AetherError as error:
-        yield Row("loads", f"no: {error}", problem=True)
+        yield _refused("loads", error)
         return
     taken, given = model.channels
     size = "x".join(map(str, model.fixed_size)) + " px alone" if model.fixed_size else "any size"
@@ -331,16 +373,17 @@ def _checkpoint_file(path: Path) -> Iterator[Row]:
     try:
         checkpoint = read_checkpoint(path)
     except AetherError as error:
-        yield Row("loads", f"no: {error}", problem=True)
+        yield _refused("loads", error)
         return
     if not is_aethernet(checkpoint):
-        other = _loaded_by_spandrel(path)
-        yield Row("loads", "no: this is no AetherNet", problem=True, next=other.text)
+        yield Row("AetherNet", "no, a network of another kind", problem=True)
+        other = _loaded_by_spandrel(path, "check that this is the file that you mean")
+        yield replace(other, problem=False)  # one is enough
         return
     try:
         network = read_network(checkpoint)
     except AetherError as error:
-        yield Row("loads", f"no: {error}", problem=True)
+        yield _refused("loads", error)
         return
     info = describe_network(checkpoint, network)
     form = "fused" if info.fused else "not fused"
@@ -349,20 +392,20 @@ def _checkpoint_file(path: Path) -> Iterator[Row]:
         f"yes: AetherNet {info.preset or 'of its own size'}, revision {info.revision}, "
         f"{info.config.scale}x, {form}, {info.parameters:,} weights in {info.dtype}",
     )
-    yield _loaded_by_spandrel(path)
+    command = f'aethernet convert "{path}" --to safetensors makes a file that every program loads'
+    yield _loaded_by_spandrel(path, command)
     yield from _half_precision(path)
     yield from (Row("assumed", f"{name} = {why}") for name, why in info.assumed.items())
     yield from (Row("warning", text) for text in info.warnings)
     yield from (Row("note", text) for text in info.notes)
 
 
-def _loaded_by_spandrel(path: Path) -> Row:
+def _loaded_by_spandrel(path: Path, advice: str) -> Row:
     """What `spandrel.ModelLoader` makes of a file, as ChaiNNer and ComfyUI call it."""
-    from spandrel import ModelLoader
+    from spandrel import MAIN_REGISTRY, ModelLoader
 
-    from aether_spandrel.arch import install
-
-    install()
+    if "AetherNet" not in MAIN_REGISTRY:
+        return Row("spandrel", "no: AetherNet is not registered, see above", problem=True)
     try:
         model = ModelLoader().load_from_file(path)
     except Exception as error:  # noqa: BLE001  whatever its architectures raise
@@ -370,7 +413,7 @@ def _loaded_by_spandrel(path: Path) -> Row:
             "spandrel",
             f"no: {_in_words(error)}",
             problem=True,
-            next="make a file that every program loads: aethernet convert FILE --to pth",
+            next=advice,
         )
     return Row("spandrel", f"yes, as {model.architecture.id}: {', '.join(model.tags)}")
 
@@ -388,6 +431,12 @@ def _half_precision(path: Path) -> Iterator[Row]:
     told: list[str] = []
     with torch.inference_mode():
         full = model(image).clamp(0, 1)
+        if not bool(torch.isfinite(full).all()):
+            text = "the weights give NaN or Inf instead of a picture, in every precision"
+            yield Row(
+                "picture", text, problem=True, next="use another checkpoint, or download again"
+            )
+            return
         for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
             found = model.to(dtype)(image.to(dtype)).float()
             if not bool(torch.isfinite(found).all()):
@@ -395,7 +444,7 @@ def _half_precision(path: Path) -> Iterator[Row]:
                 continue
             error = float((found.clamp(0, 1) - full).square().mean())
             told.append(f"{name} {10 * math.log10(1 / max(error, 1e-12)):.0f} dB from fp32")
-    yield Row("half", ", ".join(told))
+    yield Row("half", f"{', '.join(told)} (from 50 dB on nobody sees it)")
 
 
 # Other programs
@@ -404,6 +453,14 @@ def _half_precision(path: Path) -> Iterator[Row]:
 def examine_programs(around: Surroundings) -> Iterator[Section]:
     """The Pythons of ChaiNNer and ComfyUI, and the line that installs this package there."""
     found = find_programs(around)
+    absent = [folder for folder in around.look_in if not folder.is_dir()]
+    if absent:
+        rows = (
+            Row("missing", f"{folder}: there is no such folder", problem=True) for folder in absent
+        )
+        yield Section("other programs", tuple(rows))
+        if not found:
+            return
     if not found:
         text = "no ChaiNNer or ComfyUI on the usual paths; --look-in FOLDER looks elsewhere"
         yield Section("other programs", (Row("none", text),))
@@ -416,16 +473,26 @@ def examine_programs(around: Surroundings) -> Iterator[Section]:
 def _program(entry: ProgramPython, source: str) -> Iterator[Row]:
     versions = ", ".join(f"{name} {number}" for name, number in entry.versions.items())
     yield Row("has", versions or "neither torch nor spandrel")
+    shell = "; in PowerShell with & in front" if entry.python.suffix == ".exe" else ""
+    then = f"then restart {entry.program}{shell}"
     if "spandrel" not in entry.versions:
         advice = "start the program once and let it install its dependencies (PyTorch) first"
-        yield Row("AetherNet", f"no, spandrel is not installed: {advice}")
+        yield Row("AetherNet", f"not installed, nor is spandrel: {advice}")
     elif NAME not in entry.versions:
+        yield Row("AetherNet", f"not installed; this line installs it, {then}")
         yield Row("install", entry.install_command(source))
-        yield Row("", f"then restart {entry.program}")
     elif entry.versions[NAME] != version(NAME):
+        yield Row("AetherNet", f"installed in another version; this line updates it, {then}")
         yield Row("update", entry.install_command(f"--upgrade {source}"))
+    elif not entry.has_hook:
+        yield Row(
+            "AetherNet",
+            "installed, but its start-up file is missing",
+            problem=True,
+            next=entry.install_command(f"--force-reinstall --no-deps {source}"),
+        )
     else:
-        yield Row("AetherNet", f"yes, {NAME} is there in this version")
+        yield Row("AetherNet", f"installed, {NAME} {entry.versions[NAME]}")
     if not entry.reads_pth:
         yield Row(
             "hook",

@@ -17,6 +17,13 @@ from typing import Any, Final, cast
 
 NAME: Final = "aether-spandrel"
 REPORTED: Final = ("torch", "spandrel", NAME)
+START_UP: Final = ("aether_spandrel.pth", "aether_spandrel.start")
+
+
+def start_up_files(python: tuple[int, ...]) -> tuple[str, ...]:
+    """Those that a version of Python runs: `.pth` up to 3.17, `.start` from 3.15 on (PEP 829)."""
+    pth, start = START_UP
+    return (*((pth,) if python < (3, 18) else ()), *((start,) if python >= (3, 15) else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,7 @@ class ProgramPython:
         versions: Version by name of what matters to us and is installed there.
         has_pip: Whether pip is installed there.
         reads_pth: Whether it reads start-up lines; an embedded Python only does where told so.
+        has_hook: Whether this package's start-up file is there.
     """
 
     program: str
@@ -85,6 +93,7 @@ class ProgramPython:
     versions: Mapping[str, str]
     has_pip: bool
     reads_pth: bool = True
+    has_hook: bool = True
 
     def install_command(self, requirement: str) -> str:
         """The line that installs a requirement there, for a terminal of its system."""
@@ -151,15 +160,15 @@ def find_programs(around: Surroundings) -> list[ProgramPython]:
 
 
 def _at_places(around: Surroundings) -> Iterator[tuple[str, Path]]:
-    for named in around.look_in:
-        for pattern in (*DIRECT, *chain.from_iterable(place.pythons for place in PLACES)):
-            for python in _glob(named, [pattern]):
-                yield named.name, python
     for parent in around.parents:
         for place in PLACES:
             for folder in _glob(parent, place.folders):
                 for python in _glob(folder, place.pythons):
                     yield place.program, python
+    for named in around.look_in:
+        for pattern in (*DIRECT, *chain.from_iterable(place.pythons for place in PLACES)):
+            for python in _glob(named, [pattern]):
+                yield named.name, python
 
 
 def _in_settings(around: Surroundings) -> Iterator[tuple[str, Path]]:
@@ -199,7 +208,8 @@ def _is_file(path: Path) -> bool:
 def _describe(program: str, python: Path) -> ProgramPython:
     versions: dict[str, str] = {}
     has_pip = False
-    for found in distributions(path=[str(folder) for folder in _site_packages(python)]):
+    folders = _site_packages(python)
+    for found in distributions(path=[str(folder) for folder in folders]):
         name = str(found.name or "").lower().replace("_", "-")
         has_pip = has_pip or name == "pip"
         if name in REPORTED:
@@ -210,6 +220,7 @@ def _describe(program: str, python: Path) -> ProgramPython:
         versions={name: versions[name] for name in REPORTED if name in versions},
         has_pip=has_pip,
         reads_pth=_reads_pth(python.parent),
+        has_hook=any((folder / name).is_file() for folder in folders for name in START_UP),
     )
 
 
