@@ -558,7 +558,7 @@ def _check_size(tensors: Mapping[str, Tensor | Quantised], size: int) -> None:
 
 
 def _refusals(path: Path, file: _File, checkpoint: Checkpoint) -> Iterator[str]:
-    """Why spandrel's own loader, which ChaiNNer and ComfyUI use, does not read this file."""
+    """Why spandrel's own loader, which ChaiNNer uses, does not read this file."""
     if path.suffix.lower() not in SPANDREL_SUFFIXES[file.kind]:
         kind = {"torch": "a PyTorch file", "shards": "a checkpoint in several files"}.get(
             file.kind, "a safetensors file"

@@ -167,7 +167,7 @@ def half_overflow(_: Checkpoint, network: Network) -> Iterator[str]:
     """Values that float16 cannot hold."""
     peak, where = activation_peak(network)
     if not math.isfinite(peak):
-        if all(bool(torch.isfinite(t).all()) for t in network.state_dict.values()):
+        if _is_finite(network):
             yield f"values overflow in {where} on a test picture: the network gives no picture"
         return
     if peak * HALF_MARGIN > HALF_RANGE:
@@ -175,11 +175,15 @@ def half_overflow(_: Checkpoint, network: Network) -> Iterator[str]:
             f"values reach {peak:.3g} in {where}, and float16 ends at {HALF_RANGE:g}: fp16 "
             "would overflow; use fp32 or bf16"
         )
-    elif not network.fits_float16:
+    elif not network.fits_float16 and _is_finite(network):
         yield (
             f"on some pictures values may leave the range of float16, which ends at "
             f"{HALF_RANGE:g}: programs are told to run it in fp32 or bf16"
         )
+
+
+def _is_finite(network: Network) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict.values())
 
 
 def activation_peak(network: Network) -> tuple[float, str]:

@@ -117,7 +117,7 @@ def _notes(checkpoint: Checkpoint, network: Network) -> Iterator[str]:
     command = " ".join(["aethernet convert", name, *settings, "--to safetensors"])
     if checkpoint.refusals:
         yield (
-            "spandrel, ChaiNNer and ComfyUI cannot read this file, since "
+            "spandrel's own loader, and so ChaiNNer, cannot read this file, since "
             f"{'; '.join(checkpoint.refusals)}: {command} makes one that they take"
         )
     unseen = [
