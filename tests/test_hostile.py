@@ -2302,7 +2302,7 @@ def refusal(path: Path) -> CheckpointError:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory was taken")
 def test_memory_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def greedy(path: Path) -> object:
-        bytearray(MOST_BYTES + 10**7)
+        bytearray(MOST_BYTES + 10**8)
         raise refusal(path)
 
     monkeypatch.setattr(aether_spandrel, "inspect", greedy, raising=False)
