@@ -311,7 +311,7 @@ class Affine(nn.Module):
 
 @torch.fx.wrap
 def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
-    """X - mean, (N, C, H, W) and a value a channel.
+    """The difference x - mean, (N, C, H, W) and a value a channel.
 
     As a normalisation by fixed statistics, which converters to other formats keep: some lose the
     constant of a subtraction.
@@ -322,7 +322,7 @@ def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """X * scale + shift, (N, C, H, W) and two values a channel; for its form see above."""
+    """The affine map x * scale + shift, by channel; in the form of `subtract_mean`."""
     zeros = torch.zeros_like(scale)
     return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=0.0)
 
