@@ -31,7 +31,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def start(checkpoint: Path, out: Path, prepare: Callable[[], None] | None = None):
+def hear_interruptions() -> None:
+    """As in a terminal: a shell has what it runs in the background ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start(checkpoint: Path, out: Path, prepare: Callable[[], None] = hear_interruptions):
     command = [sys.executable, "-c", CONVERT, "convert", str(checkpoint), "--out", str(out)]
     return subprocess.Popen(
         command,

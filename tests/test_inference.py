@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +20,10 @@ from tests.tiny import tiny
 def network(revision: str, **options: Any) -> AetherNet:
     found = fuse(read_network(Checkpoint.from_object(draw(revision, **options))))
     return build_network(found.config, float_weights(found))
+
+
+def blocks(model: AetherNet) -> list[Any]:
+    return [block for stage in cast(Any, model).layers for block in stage]
 
 
 def picture(*shape: int) -> Tensor:
@@ -61,9 +65,8 @@ def test_strips_of_any_size_give_the_same(strip: int):
     image = picture(1, 3, 13, 17)
     with torch.inference_mode():
         expected = model(image)
-        for module in model.modules():
-            if hasattr(module, "strip"):
-                module.strip = strip
+        for block in blocks(model):
+            block.strip = strip
         torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -175,7 +178,7 @@ def test_a_block_makes_few_passes_beside_convolutions_and_norm(
     revision: str, attention: bool, limit: int
 ):
     model = network(revision, depths=(1,), channel_attn=attention, spatial_attn=attention)
-    block: Any = dict(model.named_modules())["layers.0.0"]
+    (block,) = blocks(model)
     x = picture(1, model.config.embed_dim, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), Passes(64 * 64) as counted:
         block(x)
