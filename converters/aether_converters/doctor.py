@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.programs import (
     NAME,
@@ -30,6 +30,9 @@ from aether_converters.programs import (
     start_up_files,
 )
 from aether_spandrel.errors import AetherError
+
+if TYPE_CHECKING:
+    from aether_spandrel.network import Network
 
 SWITCH: Final = "AETHER_SPANDREL_AUTO"
 PATIENCE: Final = 300.0  # s; a first import of torch from a cold disk takes long
@@ -394,7 +397,7 @@ def _checkpoint_file(path: Path) -> Iterator[Row]:
     )
     command = f'aethernet convert "{path}" --to safetensors makes a file that every program loads'
     yield _loaded_by_spandrel(path, command)
-    yield from _half_precision(path)
+    yield from _half_precision(network)
     yield from (Row("assumed", f"{name} = {why}") for name, why in info.assumed.items())
     yield from (Row("warning", text) for text in info.warnings)
     yield from (Row("note", text) for text in info.notes)
@@ -418,13 +421,13 @@ def _loaded_by_spandrel(path: Path, advice: str) -> Row:
     return Row("spandrel", f"yes, as {model.architecture.id}: {', '.join(model.tags)}")
 
 
-def _half_precision(path: Path) -> Iterator[Row]:
+def _half_precision(network: Network) -> Iterator[Row]:
     """How far fp16 and bf16 are from fp32 on a picture of noise, on the CPU."""
     import torch
 
-    from aether_spandrel.arch import load
+    from aether_spandrel.arch import AetherNetArch, describe
 
-    descriptor = load(path)
+    descriptor = describe(AetherNetArch(), network)
     model = descriptor.model
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, descriptor.input_channels, TEST_SIDE, TEST_SIDE, generator=generator)
@@ -444,7 +447,7 @@ def _half_precision(path: Path) -> Iterator[Row]:
                 continue
             error = float((found.clamp(0, 1) - full).square().mean())
             told.append(f"{name} {10 * math.log10(1 / max(error, 1e-12)):.0f} dB from fp32")
-    yield Row("half", f"{', '.join(told)} (from 50 dB on nobody sees it)")
+    yield Row("half", f"{', '.join(told)} (fp16 files have to reach 50 dB)")
 
 
 # Other programs
