@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,6 +118,34 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path):
         f"{target}: cannot be written: File exists; nothing was left there\n"
         "  next      a file stands where a folder is needed: choose another folder with --out"
     )
+
+
+@pytest.mark.parametrize("moment", range(1, 30))
+def test_an_interruption_at_any_moment_leaves_no_unfinished_file(tmp_path: Path, moment: int):
+    target = tmp_path / "file.bin"
+    traced = inspect.unwrap(complete_or_nothing).__code__
+    lines = 0
+
+    def interrupt(frame: types.FrameType, event: str, _: object):
+        nonlocal lines
+        if frame.f_code is not traced:
+            return None
+        lines += event == "line"
+        if lines == moment:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with complete_or_nothing(target, force=False) as partial:
+            partial.path.write_bytes(b"all of it")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["file.bin"])
 
 
 @posix

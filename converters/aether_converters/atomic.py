@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -60,14 +60,12 @@ def complete_or_nothing(target: Path, *, force: bool) -> Generator[Partial]:
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
-        descriptor, name = tempfile.mkstemp(
-            prefix=_partial_prefix(target), suffix=".partial", dir=target.parent
-        )
-        os.close(descriptor)
-    partial = Path(name)
+    # The name is known before the file exists: an interruption at any moment finds it to remove.
+    partial = target.with_name(f"{_partial_prefix(target)}{secrets.token_hex(8)}.partial")
     handle = Partial(partial)
     try:
         with _explained(target):
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             yield handle
             if handle.discarded:
                 return
