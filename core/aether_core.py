@@ -254,6 +254,10 @@ class Linear(nn.Linear):
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
         return F.conv2d(input, self.weight[:, :, None, None], self.bias)
 
+    def map_rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Map (pixels, C_in) to (pixels, C_out), in the memory of `out` if it is given."""
+        return torch.addmm(self.bias, rows, self.weight.t(), out=out)
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of (N, C, H, W)."""
@@ -261,9 +265,11 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each pixel over its channels; shape and memory format are kept."""
         channels_last = input.permute(0, 2, 3, 1)  # (N, H, W, C), a view in channels-last memory
-        return F.layer_norm(
-            channels_last, self.normalized_shape, self.weight, self.bias, self.eps
-        ).permute(0, 3, 1, 2)
+        return self.map_rows(channels_last).permute(0, 3, 1, 2)
+
+    def map_rows(self, rows: Tensor) -> Tensor:
+        """Normalise (..., C) over its last dimension."""
+        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class SampleNorm(nn.Module):
@@ -390,9 +396,10 @@ class GatedFFN(nn.Module):
             y = F.dropout(y, self.drop_rate)
         return y
 
-    def infer(self, x: Tensor) -> Tensor:
-        """`forward`, with the product in the memory of one of its factors."""
-        return self.fc2(self.activation(self.fc1_gate(x)).mul_(self.fc1_main(x)))
+    def map_rows(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Map (pixels, C) into the memory of `out`, which may be that of `rows`."""
+        product = self.activation(self.fc1_gate.map_rows(rows)).mul_(self.fc1_main.map_rows(rows))
+        return self.fc2.map_rows(product, out)
 
 
 class ChannelAttention(nn.Module):
@@ -479,11 +486,9 @@ class Block(nn.Module):
         gates = [part.gate for part in (self.channel_attn, self.spatial_attn) if part is not None]
         norm = self.norm if isinstance(self.norm, ChannelNorm) else None
         for before, after in zip(strips(x, self.strip), strips(y, self.strip), strict=True):
-            mapped = self.ffn.infer(after if norm is None else norm(after))
-            if gates:
-                after.copy_(mapped)
-            else:
-                torch.add(before, mapped, out=after)
+            self.ffn.map_rows(after if norm is None else norm.map_rows(after), out=after)
+            if not gates:
+                after.add_(before)
         for gate in gates[:-1]:
             y.mul_(gate(y))
         return torch.addcmul(x, y, gates[-1](y), out=y) if gates else y
@@ -496,7 +501,7 @@ STRIP_BYTES: Final = 2**20
 """Of one hidden activation of a feed-forward: what a few of them take fits into a cache."""
 
 
-def may_overwrite(x: Tensor, y: Tensor, parameters: Iterable[Tensor]) -> bool:
+def may_overwrite(x: Tensor, y: Tensor, weights: Iterable[Tensor]) -> bool:
     """Whether a block may work in the memory of y: eager inference, pixel by pixel in memory.
 
     Everything else that runs the network, training and tracing of all kinds, sees plain operators.
@@ -505,20 +510,19 @@ def may_overwrite(x: Tensor, y: Tensor, parameters: Iterable[Tensor]) -> bool:
         return False
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
-    if torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in parameters)):
+    tensors = (x, y, *weights)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    return x.dtype == y.dtype and all(
+    # Autocast chooses the dtype of each operator, which none that writes into given memory can.
+    return all(t.dtype == y.dtype for t in tensors) and all(
         t.is_contiguous(memory_format=torch.channels_last) for t in (x, y)
     )
 
 
 def strips(x: Tensor, pixels: int) -> Iterator[Tensor]:
-    """Views (1, C, at most `pixels`, 1) of channels-last memory (N, C, H, W); all, off the CPU."""
-    rows = x.permute(0, 2, 3, 1).reshape(1, -1, 1, x.shape[1])  # a view
-    count = rows.shape[1]
-    step = pixels if x.device.type == "cpu" else count
-    for start in range(0, count, step):
-        yield rows[:, start : start + step].permute(0, 3, 1, 2)
+    """Views (at most `pixels`, C) of channels-last memory (N, C, H, W); all pixels, off the CPU."""
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # a view
+    yield from rows.split(pixels if x.device.type == "cpu" else len(rows))
 
 
 class AetherNet(nn.Module):
