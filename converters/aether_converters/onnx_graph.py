@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
@@ -47,13 +48,12 @@ class _Graph:
     dtype: torch.dtype
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     initializers: dict[str, TensorProto] = field(default_factory=dict[str, TensorProto])
+    names: Counter[str] = field(default_factory=Counter[str])
 
     def add(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Append a node and return the name of its one output."""
-        unique, count = name, 1
-        while any(node.name == unique for node in self.nodes):
-            count += 1
-            unique = f"{name}_{count}"
+        self.names[name] += 1
+        unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
         output = f"{unique}.out"
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=unique, **attributes))
         return output

@@ -17,6 +17,7 @@ import torch
 from aether_converters.errors import ConversionError
 from aether_converters.upscalers import Format, Image, Upscaler
 from aether_core import AetherNet, build_network
+from aether_spandrel.doubts import HALF_RANGE, activation_peak
 from aether_spandrel.network import Network, float_weights
 
 SIZES: Final = ((96, 80), (37, 53))  # (H, W) in px; neither square, one odd
@@ -144,6 +145,7 @@ class Reference:
             ConversionError: The source itself gives NaN or Inf.
         """
         self.config = network.config
+        self._network = network
         self._model: AetherNet = build_network(network.config, float_weights(network))
         images = [
             *(structured_image(network.config.in_chans, *size) for size in SIZES),
@@ -176,10 +178,7 @@ class Reference:
 
         onnxruntime computes fp16 files in float32 on most CPUs, so running them does not tell.
         """
-        half = {key: tensor.half() for key, tensor in self._model.state_dict().items()}
-        image = torch.from_numpy(structured_image(self.config.in_chans, *SIZES[-1])).half()
-        with torch.inference_mode():
-            return not bool(torch.isfinite(build_network(self.config, half)(image)).all())
+        return activation_peak(self._network)[0] > HALF_RANGE
 
     def _run(self, image: Image) -> Image:
         with torch.inference_mode():
