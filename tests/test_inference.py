@@ -70,6 +70,16 @@ def test_strips_of_any_size_give_the_same(strip: int):
         torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("revision", ["G1", "G5f"])
+def test_matrix_products_give_what_convolutions_give(revision: str):
+    """Off the CPU the feed-forward is the former."""
+    ffn = blocks(network(revision))[0].ffn
+    x = picture(1, 16, 30, 1) - 0.5
+    with torch.inference_mode():
+        found = ffn.infer_rows(x[0, :, :, 0].T).T[None, :, :, None]
+        torch.testing.assert_close(found, ffn(x), atol=1e-5, rtol=1e-5)
+
+
 def test_any_memory_order_and_size_is_taken_and_the_input_left_alone():
     model = network("G1")
     with torch.inference_mode():
