@@ -395,7 +395,7 @@ class GatedFFN(nn.Module):
         parts = (self.fc1_gate, self.fc1_main, self.fc2)
         if x.device.type == "cpu" or any(type(part) is not Linear for part in parts):
             return self.fc2(self.activation(self.fc1_gate(x)).mul_(self.fc1_main(x)))
-        return self.infer_rows(x[0, :, :, 0].T).T[None, :, :, None]
+        return self.infer_rows(x[0, :, :, 0].T)[None, :, None].permute(0, 3, 1, 2)
 
     def infer_rows(self, rows: Tensor) -> Tensor:
         """`forward` of (pixels, C), as matrix products.
