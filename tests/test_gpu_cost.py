@@ -66,8 +66,8 @@ AROUND = {
     "g5f-release-metadata-2x": 28,
     "g5s-train-4x": 31,
 }
-"""Kernels of each case outside of its blocks. Fewer are no gain where weights are no longer put into
-channels-last order, which says that the picture has lost it."""
+"""Kernels of each case outside of its blocks. Fewer are no gain where weights are no longer put
+into channels-last order, for then the picture has lost it."""
 
 CASTS = 2  # kernels by which half precision casts the deviation of an image
 
