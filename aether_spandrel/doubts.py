@@ -196,7 +196,7 @@ def activation_peak(network: Network) -> tuple[float, str]:
         def hook(_module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             for value in (*inputs, output):
                 if isinstance(value, Tensor):
-                    peak = float(value.abs().max())
+                    peak = float(value.detach().abs().max())
                     peaks[name] = max(peaks.get(name, 0.0), peak)
 
         module.register_forward_hook(hook)
@@ -212,8 +212,8 @@ def activation_peak(network: Network) -> tuple[float, str]:
 def _run_probe(model: AetherNet) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (1, model.config.in_chans, PROBE_SIDE, PROBE_SIDE)
-    with torch.inference_mode():
-        model(torch.rand(shape, generator=generator))
+    # With gradients every module is called, and so are its hooks; inference passes some over.
+    model(torch.rand(shape, generator=generator).requires_grad_())
 
 
 def contradicting_metadata(checkpoint: Checkpoint, network: Network) -> Iterator[str]:

@@ -589,7 +589,8 @@ class AetherNet(nn.Module):
             x = x * config.img_range
         # Channels-last makes the permutations around each normalisation free views.
         x = x.contiguous(memory_format=torch.channels_last)
-        features = self.conv_first(x)  # (N, embed_dim, H, W)
+        # Again for grey pictures, whose one channel does not tell the order.
+        features = self.conv_first(x).contiguous(memory_format=torch.channels_last)
         body = self._after_body(self._body(features), features)
         body = self.upsample(self.conv_before_upsample(body))  # (N, width, scale * H, scale * W)
         y = self.conv_last(body)

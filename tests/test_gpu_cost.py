@@ -1,0 +1,175 @@
+"""What a GPU launches and moves for a picture, counted by tracing, does not grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aether_core import AetherConfig, AetherNet
+from aether_spandrel import AetherNetArch
+from benchmarks.gpu_cost import (
+    PAGE,
+    Gpu,
+    Launch,
+    documented,
+    launches,
+    milliseconds,
+    tables,
+)
+from tests import golden_cases
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+# By normalisation, channel attention and spatial attention: kernels of a block, and the values
+# that it reads and writes for a pixel, in widths of the body (E), in widths of the feed-forward (F)
+# and alone. The depthwise convolution and its bias are 4 E, three matrix products 3 E + 3 F, the
+# activation 2 F, the product 3 F, the skip 3 E; a LayerNorm 2 E and two values of float32, channel
+# attention 1 E, spatial attention 2 E + 14, of two attentions the first 2 E more.
+BLOCKS = {
+    ("layernorm", False, False): (9, 12, 8, 0),
+    ("layernorm", True, True): (23, 17, 8, 14),
+    ("deployment", False, False): (8, 10, 8, 0),
+    ("deployment", True, False): (15, 11, 8, 0),
+    ("deployment", True, True): (22, 15, 8, 14),
+    # Rare: three passes over the picture, and statistics that half precision casts twice.
+    ("per image", False, False): (18, 18, 8, 0),
+}
+
+AROUND = {
+    "g1-train-2x": 21,
+    "g1-fused-4x": 24,
+    "g1-train-3x-gray": 18,
+    "g1-qat-fakequant-2x": 21,
+    "g2a-train-4x": 39,
+    "g2b-train-2x": 27,
+    "g2b-fused-4x": 30,
+    "g2c-train-3x": 31,
+    "g2d-fused-2x": 31,
+    "g3-train-2x": 31,
+    "g3-fused-layernorm-4x": 32,
+    "g4-train-2x": 30,
+    "g4-fused-4x": 33,
+    "g5b-train-2x": 31,
+    "g5a-fused-4x": 34,
+    "g5e-train-3x": 30,
+    "g5f-train-2x": 28,
+    "g5f-fused-4x": 31,
+    "g5f-wide-fused-2x": 28,
+    "g5f-qat-2x": 28,
+    "g5f-release-metadata-2x": 28,
+    "g5s-train-4x": 31,
+}
+"""Kernels of each case outside of its blocks. Fewer are no gain where weights are no longer put
+into channels-last order, for then the picture has lost it."""
+
+CASTS = 2  # kernels by which half precision casts the deviation of an image
+
+
+@cache
+def network(case: str) -> AetherNet:
+    return AetherNetArch().load(golden_cases.state_dict(golden_cases.CASES[case])).model
+
+
+def block_of(config: AetherConfig) -> tuple[int, int, int, int]:
+    norm = "per image" if config.sample_norm else config.norm_type
+    return BLOCKS[norm, config.channel_attn, config.spatial_attn]
+
+
+def casts(config: AetherConfig, dtype: torch.dtype) -> int:
+    return CASTS if config.sample_norm and dtype != torch.float32 else 0
+
+
+def of_block(found: Iterable[Launch], index: int | None) -> list[Launch]:
+    return [launch for launch in found if launch.block == index]
+
+
+def moved(found: Iterable[Launch]) -> int:
+    return sum(launch.moved for launch in found)
+
+
+parametrized = pytest.mark.parametrize("case", golden_cases.CASES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@parametrized
+def test_a_block_launches_and_moves_no_more(case: str, dtype: torch.dtype):
+    config = network(case).config
+    kernels, widths, hidden, alone = block_of(config)
+    expected = dtype.itemsize * (widths * config.embed_dim + hidden * config.ffn_dim + alone)
+    if config.norm_type == "layernorm":
+        expected += 2 * torch.float32.itemsize
+    kernels += casts(config, dtype)
+    small, large = (launches(network(case), 16, width, dtype) for width in (16, 24))
+    for index in range(config.blocks):
+        assert len(of_block(large, index)) == kernels
+        for_a_pixel = (moved(of_block(large, index)) - moved(of_block(small, index))) / (16 * 8)
+        assert for_a_pixel == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@parametrized
+def test_what_surrounds_the_blocks_launches_no_more(case: str, dtype: torch.dtype):
+    found = launches(network(case), 16, 16, dtype)
+    assert len(of_block(found, None)) == AROUND[case] + casts(network(case).config, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@parametrized
+def test_no_whole_picture_is_cast(case: str, dtype: torch.dtype):
+    for launch in launches(network(case), 16, 16, dtype):
+        if launch.operator != "native_layer_norm":
+            assert all(found == dtype or size < 16 * 16 for found, size in launch.results), launch
+        else:
+            assert launch.results[0][0] == dtype
+
+
+@parametrized
+def test_nothing_but_the_picture_is_copied(case: str):
+    """In colour it becomes channels-last, in grey its first features do; weights are smaller."""
+    copied = [
+        launch.results[0][1] // 1024**2
+        for launch in launches(network(case), 1024, 1024)
+        if launch.operator in ("clone", "contiguous", "copy_", "_to_copy")
+    ]
+    config = network(case).config
+    assert sum(copied) == (3 if config.in_chans == 3 else config.embed_dim)
+
+
+@parametrized
+def test_operations_are_those_that_torch_counts(case: str):
+    image = golden_cases.image(golden_cases.CASES[case])
+    found = launches(network(case), image.shape[2], image.shape[3])
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        network(case)(image)
+    assert sum(launch.flops for launch in found) == counted.get_total_flops()
+
+
+def launch(*, moved: int, flops: int = 0, depthwise: bool = False) -> Launch:
+    return Launch(
+        operator="", block=None, moved=moved, flops=flops, depthwise=depthwise, results=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "float32", "float16"),
+    [
+        (launch(moved=10**9), 1000, 1000),
+        (launch(moved=1, flops=10**12), 1000, 500),
+        (launch(moved=1, flops=10**12, depthwise=True), 1000, 1000),
+        (launch(moved=3 * 10**9, flops=10**12), 3000, 3000),
+    ],
+)
+def test_a_kernel_takes_the_longer_of_moving_and_computing(
+    kernel: Launch, float32: float, float16: float
+):
+    gpu = Gpu(float32=1, tensor=2, bandwidth=1)
+    assert milliseconds([kernel], gpu, torch.float32) == pytest.approx(float32)
+    assert milliseconds([kernel, kernel], gpu, torch.float16) == pytest.approx(2 * float16)
+
+
+def test_the_documented_tables_are_those_computed():
+    assert documented(PAGE.read_text("utf-8")) == tables()
