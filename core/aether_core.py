@@ -464,7 +464,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, embed_dim, H, W) to the same shape."""
-        y = self.conv(x)
+        return self.mix(x, self.conv(x))
+
+    def mix(self, x: Tensor, y: Tensor) -> Tensor:
+        """All that follows the convolution, whose result is y; y may be overwritten."""
         if not self.training and may_overwrite(x, y, self.parameters()):
             return self._infer(x, y)
         if self.norm is not None:
@@ -580,23 +583,29 @@ class AetherNet(nn.Module):
         Returns:
             (N, out_chans, scale * H, scale * W), about [0, 1], not clipped.
         """
-        config = self.config
-        if isinstance(self.mean, Tensor):
-            x = subtract_mean(x, self.mean)
-        elif self.mean:
-            x = x - self.mean
-        if config.img_range != 1.0:
-            x = x * config.img_range
-        # Channels-last makes the permutations around each normalisation free views.
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.centred(x)
         # Again for grey pictures, whose one channel does not tell the order.
         features = self.conv_first(x).contiguous(memory_format=torch.channels_last)
         body = self._after_body(self._body(features), features)
         body = self.upsample(self.conv_before_upsample(body))  # (N, width, scale * H, scale * W)
-        y = self.conv_last(body)
-        if config.img_range != 1.0:
-            y = y / config.img_range
-        return y if config.stored_mean or not self.mean else y + self.mean
+        return self.restored(self.conv_last(body))
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Pixels as the first convolution takes them: around zero, channels-last."""
+        if isinstance(self.mean, Tensor):
+            x = subtract_mean(x, self.mean)
+        elif self.mean:
+            x = x - self.mean
+        if self.config.img_range != 1.0:
+            x = x * self.config.img_range
+        # Channels-last makes the permutations around each normalisation free views.
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def restored(self, y: Tensor) -> Tensor:
+        """Pixels from what the last convolution gives."""
+        if self.config.img_range != 1.0:
+            y = y / self.config.img_range
+        return y if self.config.stored_mean or not self.mean else y + self.mean
 
     def _body(self, x: Tensor) -> Tensor:
         """All stages, combined: (N, embed_dim, H, W) to the same shape."""

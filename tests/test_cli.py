@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from aether_converters.cli import main
-from aether_converters.images import Picture, read_picture
+from aether_converters.images import Picture, read_picture, to_float
 from tests.tiny import tiny
 
 
@@ -187,7 +187,7 @@ def test_upscale_enlarges_pictures_with_any_format(
         assert text.startswith(f"{out}: 48 x 32 px, 1 tile, ")
         pictures.append(read_picture(out))
     for other in pictures[1:]:
-        np.testing.assert_allclose(other.color, pictures[0].color, atol=1 / 255)
+        np.testing.assert_allclose(to_float(other.color), to_float(pictures[0].color), atol=1 / 255)
 
 
 def test_upscale_goes_on_after_a_damaged_picture_and_fails_in_the_end(

@@ -29,6 +29,7 @@ from aether_converters.images import (
     Picture,
     is_picture,
     read_picture,
+    to_float,
     write_picture,
 )
 
@@ -60,7 +61,8 @@ def picture(channels: int = 3, *, alpha: bool = False, bits: Literal[8, 16] = 8)
 def samples(image: Picture) -> NDArray[np.int64]:
     """The pixels as a file holds them, (H, W, channels)."""
     planes = [*image.color] if image.alpha is None else [*image.color, image.alpha]
-    return np.rint(np.stack(planes, axis=-1) * (2**image.bits - 1)).astype(np.int64)
+    values = to_float(np.stack(planes, axis=-1))
+    return np.rint(values * (2**image.bits - 1)).astype(np.int64)
 
 
 def same_pixels(found: Picture, expected: NDArray[Any]) -> bool:
@@ -162,8 +164,7 @@ def test_lossless_formats_keep_every_bit(
     found = read_picture(tmp_path / "file.tmp")
 
     assert found.bits == bits
-    assert found.color.dtype == np.float32
-    assert np.array_equal(found.color, image.color)
+    assert found.color.dtype == (np.uint8 if found.bits == 8 else np.uint16)
     assert (found.alpha is None) == (not alpha)
     assert same_pixels(found, samples(image))
 
@@ -199,7 +200,7 @@ def test_jpeg_keeps_grey_grey_and_colours_close(tmp_path: Path, channels: int) -
     write_picture(Picture(color=ramp), tmp_path / "a", "jpeg")
     found = read_picture(tmp_path / "a")
     assert found.color.shape == ramp.shape
-    assert np.abs(found.color - ramp).max() < 0.02
+    assert np.abs(to_float(found.color) - ramp).max() < 0.02
 
 
 def test_values_are_clipped_and_rounded(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_opaque_alpha_is_written(tmp_path: Path) -> None:
     write_picture(image, tmp_path / "a", "png")
     found = read_picture(tmp_path / "a")
     assert found.alpha is not None
-    assert found.alpha.min() == 1
+    assert to_float(found.alpha).min() == 1
 
 
 def test_a_picture_of_one_pixel_survives(tmp_path: Path) -> None:
@@ -500,7 +501,6 @@ def test_orientation_is_applied_and_removed(tmp_path: Path, orientation: int, su
 
     assert same_pixels(found, np.asarray(ImageOps.exif_transpose(Image.open(path))))
     assert 274 not in exif_tags(found.exif)
-    assert found.color.flags.c_contiguous
 
 
 def test_orientation_turns_16_bits_and_alpha_too(tmp_path: Path) -> None:

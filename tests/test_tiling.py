@@ -100,7 +100,7 @@ def test_an_image_smaller_than_a_fixed_tile_is_filled_up(models: dict[str, Upsca
 def test_memory_bounds_the_tile_down_to_what_the_overlap_needs(
     models: dict[str, Upscaler], memory: int
 ):
-    upscaler = models["pth"]
+    upscaler = models["onnx"]
     plan = plan_tiles(upscaler, 3000, 2000, memory=memory)
     height = plan.rows[0].stop - plan.rows[0].start
     width = plan.columns[0].stop - plan.columns[0].start
@@ -111,7 +111,7 @@ def test_memory_bounds_the_tile_down_to_what_the_overlap_needs(
 
 
 def test_a_long_strip_uses_the_memory_that_a_square_would(models: dict[str, Upscaler]):
-    upscaler = replace(models["pth"], bytes_per_pixel=1000)
+    upscaler = replace(models["onnx"], bytes_per_pixel=1000)
     plan = plan_tiles(upscaler, 100, 5000, memory=300_000_000)
     assert len(plan) == 2
 
@@ -126,3 +126,31 @@ def test_a_tile_without_room_for_its_overlap_is_refused(models: dict[str, Upscal
         "  expected  tiles of more than 28 px\n"
         "  next      try --tile 42, or accept faint seams with --overlap 7"
     )
+
+
+@pytest.mark.parametrize("memory", [2**20, 2**24, 2**27])
+def test_columns_are_as_wide_as_the_memory_allows(models: dict[str, Upscaler], memory: int):
+    upscaler = models["pth"]
+    assert upscaler.streamer is not None
+    plan = plan_tiles(upscaler, 6000, 4000, memory=memory)
+    (row,) = plan.rows
+    assert (row.start, row.stop) == (0, 6000)
+    width = plan.columns[0].stop - plan.columns[0].start
+    least = 2 * upscaler.receptive_radius + 32
+    assert width == least or upscaler.streamer.memory(width) <= memory
+    assert width == 4000 or upscaler.streamer.memory(width + 1) > memory
+
+
+@pytest.mark.parametrize("memory", [2**20, 2**30])
+def test_a_large_picture_in_columns_and_bands_equals_the_whole(
+    models: dict[str, Upscaler], memory: int
+):
+    upscaler = models["pth"]
+    image = structured_image(3, 641, 450)
+    plan = plan_tiles(upscaler, 641, 450, memory=memory)
+    assert plan.bands
+    assert (len(plan) > 1) == (memory == 2**20)
+    pixels: list[int] = []
+    found = upscale_image(upscaler, image[0], plan, on_pixels=pixels.append)
+    np.testing.assert_allclose(found, upscaler.run(image)[0], atol=1e-5, rtol=0)
+    assert sum(pixels) == 4 * 641 * 450

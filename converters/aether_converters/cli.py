@@ -18,7 +18,7 @@ from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
     from aether_converters.conversion import Report
-    from aether_converters.upscaling import PictureReport
+    from aether_converters.upscaling import Job, PictureReport
     from aether_spandrel.inspection import CheckpointInfo
 
 # Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
@@ -246,7 +246,7 @@ def _upscale(options: argparse.Namespace) -> int:
     for module in ("PIL", "tifffile", "imagecodecs"):
         require(module)
     from aether_converters.upscalers import open_upscaler
-    from aether_converters.upscaling import TileOptions, plan_jobs, run_job
+    from aether_converters.upscaling import TileOptions, plan_jobs, run_jobs
 
     upscaler = open_upscaler(options.model, device=options.device, **options.constants)
     tiles = TileOptions(
@@ -261,19 +261,18 @@ def _upscale(options: argparse.Namespace) -> int:
     )
     part, parts = options.shard
     jobs = jobs[part - 1 :: parts]
-    reports: list[PictureReport] = []
-    with _tile_progress(len(jobs), quiet=options.quiet) as (on_picture, on_tile):
-        for job in jobs:
-            on_picture(job.source.name)
-            report = run_job(
-                job,
+    with _picture_progress(len(jobs), quiet=options.quiet) as (on_picture, on_pixels):
+        reports = list(
+            run_jobs(
+                jobs,
                 upscaler,
                 tiles,
                 quality=options.quality,
                 force=options.force,
-                on_tile=on_tile,
+                on_picture=on_picture,
+                on_pixels=on_pixels,
             )
-            reports.append(report)
+        )
     failed = [report for report in reports if report.outcome == "failed"]
     if options.json:
         _print_json([report.as_dict() for report in reports])
@@ -399,15 +398,15 @@ def _progress(title: str, steps: int, *, quiet: bool) -> Generator[Callable[[str
 
 
 @contextmanager
-def _tile_progress(
+def _picture_progress(
     pictures: int, *, quiet: bool
-) -> Generator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """Progress bars on stderr for pictures and for the tiles of the current one."""
+) -> Generator[tuple[Callable[[Job], None], Callable[[int, int], None]]]:
+    """Progress bars on stderr for all pictures and for the current one."""
     rich: Any = _rich("progress")
     bar = rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
-        rich.MofNCompleteColumn(),
+        rich.TaskProgressColumn(),
         rich.TimeRemainingColumn(elapsed_when_finished=True),
         console=_console(sys.stderr),
         transient=True,
@@ -415,19 +414,20 @@ def _tile_progress(
     )
     with bar:
         overall = bar.add_task("pictures", total=pictures)
-        current = bar.add_task("tiles", total=None)
+        current = bar.add_task("", total=None)
         begun = 0
 
-        def on_picture(name: str) -> None:
+        def on_picture(job: Job) -> None:
             nonlocal begun
-            bar.update(overall, completed=begun)
-            bar.update(current, completed=0, total=None, description=name)
             begun += 1
+            title = f"picture {begun} of {pictures}"
+            bar.update(overall, completed=begun - 1, description=title)
+            bar.update(current, completed=0, total=None, description=job.source.name)
 
-        def on_tile(done: int, total: int) -> None:
+        def on_pixels(done: int, total: int) -> None:
             bar.update(current, completed=done, total=total)
 
-        yield on_picture, on_tile
+        yield on_picture, on_pixels
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ import math
 import operator
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +43,8 @@ from aether_converters.errors import ImageError
 ImageFormat = Literal["png", "jpeg", "webp", "tiff", "bmp"]
 Samples: TypeAlias = NDArray[np.uint8 | np.uint16]
 """Pixels as files hold them, (H, W) or (H, W, S): 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+Planes: TypeAlias = NDArray[np.uint8 | np.uint16 | np.float32]
+"""Pixels of a picture: integers over their full range, as files hold them, or float32 in [0, 1]."""
 
 SUFFIXES: Final[Mapping[str, ImageFormat]] = {
     ".png": "png",
@@ -55,7 +58,7 @@ SUFFIXES: Final[Mapping[str, ImageFormat]] = {
 """The format that each ending of a file name stands for."""
 
 MAX_PIXELS: Final = 2**29
-"""Largest picture read, in px: 6.4 GB as float32 RGB. Beyond it, headers are damaged or hostile."""
+"""Largest picture read, in px: 1.6 GB of 8-bit RGB. Beyond it, headers are damaged or hostile."""
 
 PNG_LEVEL: Final = 4  # of zlib: four times as fast as 6, for files of about the same size
 PNG_PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
@@ -129,16 +132,17 @@ class Picture:
     """A still picture: pixels, and what has to survive the upscaling.
 
     Attributes:
-        color: (C, H, W) in [0, 1]; C is 1 (grey) or 3 (RGB).
-        alpha: (H, W) in [0, 1], 1 is opaque, not multiplied into `color`; None: no transparency.
+        color: (C, H, W); C is 1 (grey) or 3 (RGB).
+        alpha: (H, W), of the dtype of `color`, white is opaque, not multiplied into `color`;
+            None: no transparency.
         bits: Bits per channel that the file had, and that the next one is to have.
         icc_profile: The embedded colour profile.
         exif: EXIF block, from its b"Exif" and two zeros on. The orientation is applied to the
             pixels and removed; preview, stored size and layout of the file are removed as well.
     """
 
-    color: NDArray[np.float32]
-    alpha: NDArray[np.float32] | None = None
+    color: Planes
+    alpha: Planes | None = None
     bits: Literal[8, 16] = 8
     icc_profile: bytes | None = None
     exif: bytes | None = None
@@ -249,6 +253,64 @@ WRITE_TROUBLES: Final[_Troubles] = (
 )
 
 
+class _IgnoredWarnings:
+    """No warning while any thread is inside; `catch_warnings` alone serves one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+WARNINGS_IGNORED: Final = _IgnoredWarnings()
+
+
+def white(dtype: np.dtype[Any]) -> int:
+    """The value of white, and of opaque, in pixels of this dtype."""
+    return 1 if dtype.kind == "f" else int(np.iinfo(dtype).max)
+
+
+def to_float(planes: Planes) -> NDArray[np.float32]:
+    """Pixels of any dtype as float32, white is 1."""
+    if planes.dtype == np.float32:
+        return cast("NDArray[np.float32]", planes)
+    return np.divide(planes, np.float32(white(planes.dtype)), dtype=np.float32, order="C")
+
+
+def from_float(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Planes:
+    """Pixels of `dtype`; integers are clipped and rounded, which overwrites nothing.
+
+    Raises:
+        ImageError: A pixel is NaN or infinite.
+    """
+    if dtype == values.dtype:
+        return values
+    if not np.isfinite([values.min(), values.max()]).all():
+        raise ImageError(
+            "the model produced invalid numbers",
+            expected="pixels from 0 to 1",
+            found="NaN or infinity, as when half precision (fp16) overflows",
+            advice="use the fp32 file of the model; if this is it, see `aethernet inspect`",
+        )
+    clipped = np.clip(values, 0, 1)
+    clipped *= np.float32(white(dtype))
+    return np.rint(clipped, out=clipped).astype(dtype)
+
+
 def is_picture(path: Path) -> bool:
     """Whether `path` is named like a picture; nothing is opened."""
     # On disks of other systems macOS leaves a "._photo.jpg" without pixels beside each picture.
@@ -267,8 +329,7 @@ def read_picture(path: Path) -> Picture:
             frames or pages, or samples other than unsigned integers of up to 16 bits.
     """
     try:
-        with path.open("rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with path.open("rb") as stream, WARNINGS_IGNORED:
             return _decode(stream)
     except ImageError as error:
         raise error.in_file(path) from error
@@ -301,8 +362,7 @@ def write_picture(
     try:
         _check_fits(picture, limits, quality)
         kept, notes = _kept(picture, limits)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with WARNINGS_IGNORED:
             _encode(kept, file, image_format, quality)
     except ImageError as error:
         raise error.in_file(file) from error
@@ -579,8 +639,7 @@ def _upright(
     swapped, row_step, column_step = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
     planes = np.moveaxis(np.atleast_3d(samples), -1, 0)  # (S, H, W)
     planes = np.swapaxes(planes, 1, 2) if swapped else planes
-    peak = np.float32(np.iinfo(samples.dtype).max)
-    values = np.divide(planes[:, ::row_step, ::column_step], peak, dtype=np.float32, order="C")
+    values = planes[:, ::row_step, ::column_step]
     channels = 1 if len(values) < 3 else 3
     return Picture(
         color=values[:channels],
@@ -690,21 +749,17 @@ def _to_samples(picture: Picture) -> Samples:
     Raises:
         ImageError: A pixel is NaN or infinite.
     """
-    dtype = np.uint16 if picture.bits == 16 else np.uint8
-    planes = [*picture.color] if picture.alpha is None else [*picture.color, picture.alpha]
-    samples = np.empty((*planes[0].shape, len(planes)), dtype)
-    for channel, plane in enumerate(planes):
-        if not np.isfinite([plane.min(), plane.max()]).all():
-            raise ImageError(
-                "the model produced invalid numbers",
-                expected="pixels from 0 to 1",
-                found="NaN or infinity, as when half precision (fp16) overflows",
-                advice="use the fp32 file of the model; if this is it, see `aethernet inspect`",
-            )
-        values = np.clip(plane, 0, 1)
-        values *= np.float32(np.iinfo(dtype).max)
-        samples[..., channel] = np.rint(values, out=values)
-    return samples[..., 0] if len(planes) == 1 else samples
+    dtype = np.dtype(np.uint16 if picture.bits == 16 else np.uint8)
+    if picture.alpha is None and picture.color.dtype == dtype:
+        # Upscaled pictures lie in memory as files hold them, so that this copies nothing.
+        samples = np.ascontiguousarray(np.moveaxis(picture.color, 0, -1))
+    else:
+        planes = [*picture.color] if picture.alpha is None else [*picture.color, picture.alpha]
+        samples = np.empty((*planes[0].shape, len(planes)), dtype)
+        for channel, plane in enumerate(planes):
+            same = plane.dtype == dtype
+            samples[..., channel] = plane if same else from_float(to_float(plane), dtype)
+    return cast("Samples", samples[..., 0] if samples.shape[-1] == 1 else samples)
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +12,12 @@ from typing import Final
 import numpy as np
 
 from aether_converters.errors import ModelError
-from aether_converters.upscalers import Image, Upscaler
+from aether_converters.images import Planes, from_float, to_float
+from aether_converters.upscalers import Image, Streamer, Upscaler
 
 MEMORY: Final = 2**30  # bytes of activations per tile, unless the caller says otherwise
 SMALLEST_CORE: Final = 32  # px that a tile must add, so that its overlap is worth computing
+WHOLE_PIXELS: Final = 2**18  # up to which bands gain nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,13 @@ class TilePlan:
         rows: Tiles from top to bottom.
         columns: Tiles from left to right.
         overlap: Px that a tile sees beyond what is kept of it, at least.
+        bands: Rows that the model takes at a time of tiles as high as the image; 0: all.
     """
 
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
     overlap: int
+    bands: int = 0
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -106,6 +111,8 @@ def plan_tiles(
         ModelError: The tile is too small for the overlap.
     """
     margin = upscaler.receptive_radius if overlap is None else overlap
+    if upscaler.streamer is not None and tile is None and height * width > WHOLE_PIXELS:
+        return _plan_columns(upscaler.streamer, height, width, margin, memory)
     if upscaler.fixed_size is not None:
         tile_height, tile_width = upscaler.fixed_size
     elif tile is not None:
@@ -135,40 +142,82 @@ def plan_tiles(
         ) from None
 
 
+def _plan_columns(
+    streamer: Streamer, height: int, width: int, margin: int, memory: int
+) -> TilePlan:
+    """As few columns as fit into memory, of the whole height."""
+    least = min(2 * margin + max(margin, SMALLEST_CORE), width)
+    fitting = bisect_right(range(least, width + 1), memory, key=streamer.memory)
+    column = least + max(fitting - 1, 0)
+    return TilePlan(
+        rows=split_axis(height, height, margin),
+        columns=split_axis(width, column, margin),
+        overlap=margin,
+        bands=streamer.rows(column),
+    )
+
+
 def upscale_image(
     upscaler: Upscaler,
-    image: Image,
+    image: Planes,
     plan: TilePlan,
-    on_tile: Callable[[], None] = lambda: None,
-) -> Image:
+    *,
+    finish: Callable[[Image], Image] = lambda output: output,
+    on_pixels: Callable[[int], None] = lambda _: None,
+) -> Planes:
     """Upscale an image tile by tile.
 
     Args:
         upscaler: The model.
-        image: (C_in, H, W) in [0, 1].
+        image: (C_in, H, W), float32 in [0, 1] or integers over their full range.
         plan: From `plan_tiles` for this image.
-        on_tile: Called after each tile.
+        finish: What is kept of the model's output: (C_out, h, w) float32 to (C, h, w).
+        on_pixels: Told how many more px of the result are done.
 
     Returns:
-        (C_out, scale * H, scale * W), not clipped.
+        (C, scale * H, scale * W) of the image's dtype, interleaved in memory; integers are
+        clipped and rounded, floats are not.
+
+    Raises:
+        ImageError: The model gives NaN or infinity, which integers cannot hold.
     """
     _, height, width = image.shape
     scale = upscaler.scale
-    result = np.empty((upscaler.channels[1], scale * height, scale * width), np.float32)
-    for row, column in plan:
-        seen = image[None, :, row.start : row.stop, column.start : column.stop]
-        output = upscaler.run(_padded(seen, upscaler.fixed_size))[0]
-        result[
-            :,
-            scale * row.keep_start : scale * row.keep_stop,
-            scale * column.keep_start : scale * column.keep_stop,
-        ] = output[
-            :,
-            scale * (row.keep_start - row.start) : scale * (row.keep_stop - row.start),
-            scale * (column.keep_start - column.start) : scale * (column.keep_stop - column.start),
-        ]
-        on_tile()
+    channels = len(finish(np.zeros((upscaler.channels[1], 1, 1), np.float32)))
+    pixels = np.empty((scale * height, scale * width, channels), image.dtype)
+    result = np.moveaxis(pixels, -1, 0)
+    for top, left, output in _outputs(upscaler, image, plan):
+        kept = finish(output)
+        _, rows, columns = kept.shape
+        result[:, top : top + rows, left : left + columns] = from_float(kept, image.dtype)
+        on_pixels(rows * columns)
     return result
+
+
+def _outputs(upscaler: Upscaler, image: Planes, plan: TilePlan) -> Iterator[tuple[int, int, Image]]:
+    """Top, left and pixels of each part of the upscaled image."""
+    scale = upscaler.scale
+    for row, column in plan:
+        left = scale * (column.keep_start - column.start)
+        right = scale * (column.keep_stop - column.start)
+        seen = image[None, :, row.start : row.stop, column.start : column.stop]
+        if plan.bands and upscaler.streamer is not None:
+            bands = (
+                to_float(seen[:, :, start : start + plan.bands])
+                for start in range(0, seen.shape[2], plan.bands)
+            )
+            top = 0
+            for output in upscaler.streamer.run(bands):
+                yield top, scale * column.keep_start, output[0, :, :, left:right]
+                top += output.shape[2]
+        else:
+            output = upscaler.run(_padded(to_float(seen), upscaler.fixed_size))[0]
+            top, bottom = (scale * (y - row.start) for y in (row.keep_start, row.keep_stop))
+            yield (
+                scale * row.keep_start,
+                scale * column.keep_start,
+                output[:, top:bottom, left:right],
+            )
 
 
 def _padded(image: Image, size: tuple[int, int] | None) -> Image:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
+from aether_converters.streaming import can_stream, rows_per_band, stream, streaming_bytes
 from aether_core import AetherConfig, build_network
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
@@ -34,6 +38,22 @@ Image = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Streamer:
+    """How a model upscales a picture of any height in bands of rows.
+
+    Attributes:
+        rows: Rows of a band for a picture of so many px in width.
+        memory: Peak memory for a picture of so many px in width, in bytes.
+        run: (1, C_in, rows, W) float32 bands in [0, 1], from top to bottom, to
+            (1, C_out, rows, scale * W) bands, together scale * H rows.
+    """
+
+    rows: Callable[[int], int]
+    memory: Callable[[int], int]
+    run: Callable[[Iterable[Image]], Iterator[Image]] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upscaler:
     """A model file, opened and ready to run.
 
@@ -50,6 +70,7 @@ class Upscaler:
         details: Facts about the file for a report, such as opset and nodes.
         run: (N, C_in, H, W) float32 in [0, 1] to (N, C_out, scale * H, scale * W) float32, not
             clipped.
+        streamer: Upscales large pictures without overlap, if the model allows it.
     """
 
     path: Path
@@ -63,6 +84,7 @@ class Upscaler:
     bytes_per_pixel: int
     details: Mapping[str, int | str]
     run: Callable[[Image], Image] = field(repr=False)
+    streamer: Streamer | None = None
 
 
 def format_of(path: Path) -> Format:
@@ -155,20 +177,36 @@ def _open_checkpoint(path: Path, format: Format, device: str, constants: Constan
             advice="run it with --device cpu, or install PyTorch for this device",
         ) from error
 
-    def run(image: Image) -> Image:
+    def tensor(image: Image) -> Tensor:
         # torch warns of arrays that it may not write to.
-        batch = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+        return torch.from_numpy(np.require(image, np.float32, ["C", "W"])).to(device)
+
+    @contextmanager
+    def explained(size: str) -> Generator[None]:
         try:
             with torch.inference_mode():
-                return model(batch.to(device)).contiguous().cpu().numpy()
+                yield
         except RuntimeError as error:
             if "alloc" not in str(error) and "out of memory" not in str(error):
                 raise
             raise ModelError(
-                f"memory ran out on {device} with {image.shape[3]} x {image.shape[2]} px",
+                f"memory ran out on {device} with {size}",
                 file=path,
                 advice="use smaller tiles, with --tile or --memory",
             ) from error
+
+    def run(image: Image) -> Image:
+        with explained(f"{image.shape[3]} x {image.shape[2]} px"):
+            return model(tensor(image)).contiguous().cpu().numpy()
+
+    def run_bands(images: Iterable[Image]) -> Iterator[Image]:
+        bands = stream(model, map(tensor, images))
+        while True:
+            with explained("bands of rows"):
+                band = next(bands, None)
+            if band is None:
+                return
+            yield band.contiguous().cpu().numpy()
 
     return Upscaler(
         path=path,
@@ -182,20 +220,25 @@ def _open_checkpoint(path: Path, format: Format, device: str, constants: Constan
         bytes_per_pixel=activation_bytes(config),
         details={"tensors": len(network.state_dict)},
         run=run,
+        streamer=Streamer(
+            rows=rows_per_band, memory=partial(streaming_bytes, config), run=run_bands
+        )
+        if can_stream(config)
+        else None,
     )
 
 
 def activation_bytes(config: AetherConfig) -> int:
     """Peak memory of a float32 forward pass through PyTorch, in bytes per input px.
 
-    In the body the residual, the block's input and both hidden maps with their product live at
-    the same time, beside what each stage leaves to the fusion; in the head a sub-pixel
-    convolution and its shuffled copy.
+    In the body the first features, a block's input and its output live at the same time, beside
+    what each stage leaves to the fusion; in the head the first features, the body's result, and a
+    sub-pixel convolution with its shuffled copy.
     """
-    body = 3 * config.embed_dim + 3 * config.ffn_dim + 2 * sum(config.fusion_widths)
+    body = 3 * config.embed_dim + 2 * sum(config.fusion_widths)
     pixels, heads = 1, [config.head_dim]
     for factor, width in config.upsampler:
         pixels *= factor**2
         heads.append(2 * width * pixels)
-    head = config.embed_dim + max(heads) + 2 * config.out_chans * pixels
+    head = 2 * config.embed_dim + config.head_dim + max(heads) + 2 * config.out_chans * pixels
     return 4 * max(body, head)

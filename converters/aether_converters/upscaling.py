@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aether_converters.atomic import complete_or_nothing
 from aether_converters.errors import ImageError, ModelError
@@ -17,17 +18,19 @@ from aether_converters.images import (
     SUFFIXES,
     ImageFormat,
     Picture,
+    Planes,
     is_picture,
     read_picture,
+    to_float,
+    white,
     write_picture,
 )
 from aether_converters.tiling import MEMORY, TilePlan, plan_tiles, upscale_image
 from aether_converters.upscalers import Image, Upscaler
 from aether_spandrel.errors import AetherError
 
-Plane = NDArray[np.float32]
-OnTile = Callable[[int, int], None]
-"""Told after each tile how many are done, and how many the picture has."""
+OnPixels = Callable[[int, int], None]
+"""Told after each part of a picture how many of its px are done, and how many there are in all."""
 
 RGBA: Final = 4  # channels
 PICTURE_CHANNELS: Final = ((1, 1), (3, 3), (RGBA, RGBA), (3, 1))  # in and out
@@ -158,16 +161,49 @@ def _pictures(given: Path, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
         yield path, path.relative_to(given)
 
 
-def run_job(
-    job: Job,
+def run_jobs(
+    jobs: Iterable[Job],
     upscaler: Upscaler,
     options: TileOptions,
     *,
     quality: int = 95,
     force: bool = False,
-    on_tile: OnTile = lambda _done, _all: None,
-) -> PictureReport:
-    """Upscale one picture file; whatever is wrong with it is reported, not raised."""
+    on_picture: Callable[[Job], None] = lambda _: None,
+    on_pixels: OnPixels = lambda _done, _all: None,
+) -> Iterator[PictureReport]:
+    """Upscale picture files, and report each in turn; what is wrong with one is not raised.
+
+    While one is computed, the next is read and the one before is written.
+    """
+    jobs = list(jobs)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reading = deque(reader.submit(_read, job, force=force) for job in jobs[:1])
+        writing: deque[Future[PictureReport]] = deque()
+        for index, job in enumerate(jobs):
+            work = reading.popleft().result()
+            reading.extend(reader.submit(_read, job, force=force) for job in jobs[index + 1 :][:1])
+            on_picture(job)
+            if isinstance(work, _Work):
+                work = _enlarge(work, upscaler, options, on_pixels)
+            while writing:
+                yield writing.popleft().result()
+            writing.append(writer.submit(_write, work, quality=quality, force=force))
+        while writing:
+            yield writing.popleft().result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A picture on its way from file to file."""
+
+    job: Job
+    picture: Picture
+    tiles: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def _read(job: Job, *, force: bool) -> _Work | PictureReport:
     if job.target.exists() and not force:
         note = "exists already; replace it with --force"
         return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))
@@ -180,28 +216,56 @@ def run_job(
                 advice="choose another folder with --out",
             )
         picture = read_picture(job.source)
-        result = upscale_picture(upscaler, picture, options, on_tile)
-        tiles = len(_plan(upscaler, picture, options))
+    except AetherError as error:
+        return _failed(job, error)
+    return _Work(job=job, picture=picture, seconds=time.perf_counter() - started)
+
+
+def _enlarge(
+    work: _Work, upscaler: Upscaler, options: TileOptions, on_pixels: OnPixels
+) -> _Work | PictureReport:
+    started = time.perf_counter()
+    try:
+        tiles = len(_plan(upscaler, work.picture, options))
+        picture = upscale_picture(upscaler, work.picture, options, on_pixels)
+    except AetherError as error:
+        return _failed(work.job, error)
+    return replace(
+        work,
+        picture=picture,
+        tiles=tiles,
+        seconds=work.seconds + time.perf_counter() - started,
+        notes=(TILES_CHANGE_IT,) if tiles > 1 and upscaler.global_context else (),
+    )
+
+
+def _write(work: _Work | PictureReport, *, quality: int, force: bool) -> PictureReport:
+    if isinstance(work, PictureReport):
+        return work
+    job, started = work.job, time.perf_counter()
+    try:
         with complete_or_nothing(job.target, force=force) as partial:
             try:
-                notes = write_picture(result, partial.path, job.image_format, quality=quality)
+                notes = write_picture(work.picture, partial.path, job.image_format, quality=quality)
             except ImageError as error:  # users know the picture's name, not the hidden one
                 raise error.in_file(job.target) from error.__cause__
     except AetherError as error:
-        return PictureReport(
-            source=job.source, target=job.target, outcome="failed", notes=(str(error),)
-        )
-    _, height, width = result.color.shape
-    if tiles > 1 and upscaler.global_context:
-        notes = (*notes, TILES_CHANGE_IT)
+        return _failed(job, error)
+    _, height, width = work.picture.color.shape
     return PictureReport(
         source=job.source,
         target=job.target,
         outcome="written",
         size=(width, height),
-        tiles=tiles,
-        seconds=time.perf_counter() - started,
-        notes=notes,
+        tiles=work.tiles,
+        seconds=work.seconds + time.perf_counter() - started,
+        notes=(*notes, *work.notes),
+    )
+
+
+def _failed(job: Job, error: AetherError) -> PictureReport:
+    return PictureReport(
+        source=job.source, target=job.target, outcome="failed", notes=(str(error),)
     )
 
 
@@ -209,7 +273,7 @@ def upscale_picture(
     upscaler: Upscaler,
     picture: Picture,
     options: TileOptions | None = None,
-    on_tile: OnTile = lambda _done, _all: None,
+    on_pixels: OnPixels = lambda _done, _all: None,
 ) -> Picture:
     """The picture enlarged by a model of 1, 3 or 4 channels, whatever channels it has itself.
 
@@ -231,32 +295,39 @@ def upscale_picture(
     plan = _plan(upscaler, picture, options)
     channels = upscaler.channels[0]
     color, alpha = picture.color, picture.alpha
-    varying_alpha = alpha is not None and float(alpha.min()) != float(alpha.max())
+    varying_alpha = alpha is not None and alpha.min() != alpha.max()
     by_plane = len(color) > channels
     passes = (len(color) if by_plane else 1) + (varying_alpha and channels != RGBA)
+    total = passes * color.shape[1] * color.shape[2] * upscaler.scale**2
     done = 0
 
-    def run(image: Image) -> Image:
-        def count() -> None:
-            nonlocal done
-            done += 1
-            on_tile(done, passes * len(plan))
+    def count(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        on_pixels(done, total)
 
-        return upscale_image(upscaler, image, plan, count)
+    def run(planes: Planes, finish: Callable[[Image], Image]) -> Planes:
+        return upscale_image(upscaler, planes, plan, finish=finish, on_pixels=count)
+
+    def grey(output: Image) -> Image:
+        return output[:3].mean(axis=0, keepdims=True)
+
+    def kept(output: Image) -> Image:
+        of_color = grey(output) if len(color) == 1 else output[:3]
+        return np.concatenate([of_color, output[3:]]) if varying_alpha else of_color
 
     if by_plane:
-        enlarged = np.concatenate([run(plane[None]) for plane in color])
+        enlarged = np.concatenate([run(plane[None], grey) for plane in color])
     else:
-        enlarged = run(_model_input(color, alpha, channels))
-    new_color = enlarged[:3].mean(axis=0, keepdims=True) if len(color) == 1 else enlarged[:3]
-    new_alpha = None
+        enlarged = run(_model_input(color, alpha, channels), kept)
+    new_color, new_alpha = enlarged, None
     if alpha is not None:
         if not varying_alpha:
-            new_alpha = np.full(new_color.shape[1:], alpha.flat[0], np.float32)
+            new_alpha = np.full(enlarged.shape[1:], alpha.flat[0], alpha.dtype)
         elif channels == RGBA:
-            new_alpha = enlarged[3]
+            new_color, new_alpha = enlarged[:-1], enlarged[-1]
         else:
-            new_alpha = run(_model_input(alpha[None], None, channels)).mean(axis=0)
+            new_alpha = run(_model_input(alpha[None], None, channels), grey)[0]
     return replace(picture, color=new_color, alpha=new_alpha)
 
 
@@ -286,16 +357,17 @@ def comparison_images(paths: Sequence[str | Path], channels: int) -> list[Image]
             seen = _model_input(picture.color, picture.alpha, channels)[
                 :channels, top : top + COMPARED_SIDE, left : left + COMPARED_SIDE
             ]
-            images.append(np.ascontiguousarray(seen[None]))
+            images.append(np.ascontiguousarray(to_float(seen[None])))
     return images
 
 
-def _model_input(color: Image, alpha: Plane | None, channels: int) -> Image:
+def _model_input(color: Planes, alpha: Planes | None, channels: int) -> Planes:
     """Colour planes, as many as the model takes; an RGBA model sees an opaque picture."""
     if channels == 1:
         return color
     planes = np.broadcast_to(color, (3, *color.shape[1:]))
     if channels != RGBA:
         return planes
-    opaque = np.ones(color.shape[1:], np.float32) if alpha is None else alpha
-    return np.concatenate([planes, opaque[None]])
+    if alpha is None:
+        alpha = np.full(color.shape[1:], white(color.dtype), color.dtype)
+    return np.concatenate([planes, alpha[None]])

@@ -1,0 +1,192 @@
+"""A picture of any height through the network in bands of rows, with no row computed twice.
+
+Tiles compute their overlap again, and it grows with the depth of the network. Here each convolution
+keeps the few rows of its input that the next band needs, so the result is that of the whole
+picture, zero padding included, in the memory of some rows.
+
+Every step is a generator over bands, tensors (1, C, rows, W) from top to bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import tee
+from typing import Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aether_core import AetherConfig, AetherNet, Block
+
+Bands = Iterator[Tensor]
+Step = Callable[[Tensor], Tensor]
+
+BAND_PIXELS: Final = 2**16
+"""Input px of a band: with more no network runs faster, and with less it costs some %."""
+
+HEAD_BYTES: Final = 2**26
+"""What the head makes of the rows that it takes at a time, many times wider than the body."""
+
+
+def can_stream(config: AetherConfig) -> bool:
+    """Whether rows depend on near rows alone, and no attention looks at them in passing."""
+    return not (config.global_context or config.spatial_attn)
+
+
+def rows_per_band(width: int) -> int:
+    """Rows of a band of this width."""
+    return max(BAND_PIXELS // width, 1)
+
+
+def streaming_bytes(config: AetherConfig, width: int) -> int:
+    """Peak memory of streaming a picture of this width, in bytes.
+
+    What convolutions keep for the next band, what skips and stage fusion keep until the body has
+    caught up, and the widest that a band becomes.
+    """
+    band = rows_per_band(width)
+    delay = config.blocks * (config.lk_kernel // 2)  # rows by which the body lags
+    kept = 2 * delay * config.embed_dim
+    kept += (delay + 2 * band) * config.embed_dim
+    kept += (delay + band) * sum(config.fusion_widths)
+    body = band * (4 * config.embed_dim + 3 * config.ffn_dim)
+    head = _rows_in_head(config, width) * _head_widths(config)
+    return 4 * width * (kept + max(body, head))
+
+
+def _head_widths(config: AetherConfig) -> int:
+    """Values that the head holds for an input px: a sub-pixel convolution's, twice, and before."""
+    pixels, widest = 1, config.head_dim
+    for factor, after in config.upsampler:
+        pixels *= factor**2
+        widest = max(widest, 3 * after * pixels)
+    return widest
+
+
+def _rows_in_head(config: AetherConfig, width: int) -> int:
+    return max(HEAD_BYTES // (4 * width * _head_widths(config)), 1)
+
+
+def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
+    """Upscale a picture band by band.
+
+    Args:
+        network: Fused, in eval mode, of a configuration that `can_stream`.
+        bands: (1, in_chans, rows, W) each, from top to bottom, of any number of rows.
+
+    Yields:
+        (1, out_chans, rows, scale * W), together scale * H rows, not clipped.
+    """
+    config = network.config
+    first = _convolved(map(network.centred, bands), network.conv_first)
+    features, skip = tee(map(_channels_last, first))
+    body = _body(network, features)
+    normalise: Step = network.norm if network.norm is not None else nn.Identity()
+    if config.body_order == "norm-conv-add":
+        body = _sum(_convolved(map(normalise, body), network.conv_after_body), skip)
+    else:
+        if config.body_order == "add-norm-conv":
+            before, skip = tee(_sum(body, skip))
+            before = map(normalise, before)
+        else:
+            before, skip = tee(_sum(map(normalise, body), skip))
+        body = _sum(_convolved(before, network.conv_after_body), skip)
+    body = _split(body, config)
+    head = (*network.conv_before_upsample, *network.upsample, network.conv_last)
+    for module in cast("tuple[nn.Module, ...]", head):
+        body = _convolved(body, module) if isinstance(module, nn.Conv2d) else map(module, body)
+    return map(network.restored, body)
+
+
+def _body(network: AetherNet, bands: Bands) -> Bands:
+    """All stages, combined."""
+    fusion = network.config.stage_fusion
+    stages: list[Bands] = []
+    for index, stage in enumerate(network.layers):
+        for block in cast("Iterable[Block]", stage):
+            bands = _windows(bands, _margin(block.conv.fused_conv), partial(_mixed, block))
+        if fusion != "none":
+            bands, kept = tee(bands)
+            stages.append(map(network.fusion_convs[index], kept) if fusion == "project" else kept)
+    if not stages:
+        return bands
+    return (network.fusion_conv(torch.cat(parts, dim=1)) for parts in _aligned(stages))
+
+
+def _mixed(block: Block, window: Tensor) -> Tensor:
+    convolution = block.conv.fused_conv
+    margin = _margin(convolution)
+    inner = window[:, :, margin : window.shape[2] - margin]
+    return block.mix(inner, _across(convolution, window))
+
+
+def _margin(convolution: nn.Conv2d) -> int:
+    return cast(int, convolution.padding[0])
+
+
+def _across(convolution: nn.Conv2d, window: Tensor) -> Tensor:
+    """A convolution that pads to the left and right alone."""
+    padding = (0, _margin(convolution))
+    return F.conv2d(
+        window, convolution.weight, convolution.bias, padding=padding, groups=convolution.groups
+    )
+
+
+def _convolved(bands: Bands, convolution: nn.Conv2d) -> Bands:
+    return _windows(bands, _margin(convolution), partial(_across, convolution))
+
+
+def _windows(bands: Bands, radius: int, step: Step) -> Bands:
+    """The step on every row, which sees `radius` rows above and below; outside they are zero."""
+    if not radius:
+        yield from map(step, bands)
+        return
+    kept: Tensor | None = None
+    for band in bands:
+        windows = [torch.cat([_zeros(band, radius) if kept is None else kept, band], dim=2)]
+        # What waits must hold no band, or there would be one of each layer: hence the list.
+        del band
+        if windows[0].shape[2] <= 2 * radius:
+            kept = windows.pop()
+        else:
+            kept = windows[0][:, :, -2 * radius :].clone(memory_format=torch.channels_last)
+            yield step(windows.pop())
+    if kept is not None:
+        yield step(torch.cat([kept, _zeros(kept, radius)], dim=2))
+
+
+def _zeros(like: Tensor, rows: int) -> Tensor:
+    return _channels_last(like.new_zeros(*like.shape[:2], rows, like.shape[3]))
+
+
+def _channels_last(band: Tensor) -> Tensor:
+    return band.contiguous(memory_format=torch.channels_last)
+
+
+def _split(bands: Bands, config: AetherConfig) -> Bands:
+    """The same rows, as few at a time as the head takes."""
+    for band in bands:
+        yield from band.split(_rows_in_head(config, band.shape[3]), dim=2)
+
+
+def _sum(bands: Bands, skip: Bands) -> Bands:
+    return (before + after for before, after in _aligned([skip, bands]))
+
+
+def _aligned(sources: Sequence[Bands]) -> Iterator[list[Tensor]]:
+    """The same rows of every source, as many at a time as the last gives, which lags most."""
+    *early, last = sources
+    ahead: list[Tensor | None] = [None] * len(early)
+    for band in last:
+        rows = band.shape[2]
+        parts: list[Tensor] = []
+        for index, source in enumerate(early):
+            there = ahead[index]
+            while there is None or there.shape[2] < rows:
+                more = next(source)
+                there = more if there is None else torch.cat([there, more], dim=2)
+            parts.append(there[:, :, :rows])
+            ahead[index] = there[:, :, rows:]
+        yield [*parts, band]
