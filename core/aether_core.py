@@ -320,9 +320,9 @@ class InputRange(nn.Module):
             low, high = torch.aminmax(x.detach())
             self.seen.copy_(torch.maximum(self.seen, torch.maximum(-low, high).float()))
         active = self.enabled.bool() & (self.batches >= self.warmup)
-        quantised = (_quantised_input(x, self.amax), *map(_quantised_weight, weights))
-        return tuple(
-            torch.where(active, new, old) for new, old in zip(quantised, (x, *weights), strict=True)
+        return (
+            torch.where(active, _quantised_input(x, self.amax), x),
+            *[torch.where(active, _quantised_weight(weight), weight) for weight in weights],
         )
 
     @torch.no_grad()
@@ -353,7 +353,7 @@ def _quantised_weight(weight: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     """The tensor in float32 at least, in which sums and steps are exact enough for half ones."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class Quantisable(nn.Module):
@@ -540,11 +540,9 @@ class GatedFFN(Quantisable):
         if self.input_range is None:
             gate, main = self.fc1_gate(x), self.fc1_main(x)
         else:  # both see the same input, quantised once
-            x, *weights = self.input_range(x, self.fc1_gate.weight, self.fc1_main.weight)
-            gate, main = (
-                F.conv2d(x, weight[:, :, None, None], layer.bias)
-                for weight, layer in zip(weights, (self.fc1_gate, self.fc1_main), strict=True)
-            )
+            x, gate, main = self.input_range(x, self.fc1_gate.weight, self.fc1_main.weight)
+            gate = F.conv2d(x, gate[:, :, None, None], self.fc1_gate.bias)
+            main = F.conv2d(x, main[:, :, None, None], self.fc1_main.bias)
         y = self.fc2(self.activation(gate) * main)
         if self.training and self.drop_rate:
             y = F.dropout(y, self.drop_rate)

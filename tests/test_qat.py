@@ -125,20 +125,21 @@ def test_gradients_pass_where_nothing_saturates():
     layer = first_block(tiny()).ffn.fc2
     layer.weight = nn.Parameter(torch.ones(1, 2))
     layer.bias = nn.Parameter(torch.zeros(1))
-    ready(layer, 1.0)
+    layer = ready(layer, 1.0)
     x = torch.tensor([0.3, 1.5]).reshape(1, 2, 1, 1).requires_grad_()
     layer(x).sum().backward()
     assert x.grad is not None
     assert x.grad.flatten().tolist() == [1.0, 0.0]
-    assert cast(Any, layer).weight.grad.flatten().tolist() == pytest.approx([0.3, 1.0], abs=0.005)
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([0.3, 1.0], abs=0.005)
 
 
-def test_zeros_stay_zeros():
-    """A channel or a range of zeros has no step of its own."""
-    layer = ready(tiny().conv_last, 0.0)
-    nn.init.zeros_(layer.weight)
-    output = layer(torch.zeros(1, 64, 4, 4))
-    assert torch.equal(output, layer.bias[:, None, None].expand(1, 3, 4, 4))
+def test_a_channel_of_zeros_stays_zero_and_can_still_learn():
+    layer = ready(tiny().conv_last, 1.0)
+    nn.init.zeros_(layer.weight[0])
+    output = layer(torch.ones(1, 64, 4, 4))
+    assert torch.equal(output[:, 0], layer.bias[0].expand(1, 4, 4))
+    output.sum().backward()
+    assert layer.weight.grad[0].ne(0).all()
 
 
 def test_every_convolution_and_linear_map_is_quantised():
@@ -175,6 +176,14 @@ def test_a_range_is_an_average_at_first_and_then_moves():
         layer.advance()
         found.append(layer.amax.item())
     assert found == [1.0, 2.0, 2.0, 3.0, 5.0]  # (1 + 3 + 2 + 6) / 4 = 3, then 3 + (11 - 3) / 4
+
+
+def test_what_is_computed_twice_counts_as_one_batch():
+    layer = InputRange(momentum=0.9, warmup=1, device=CPU)
+    for largest in (3.0, 1.0):
+        layer(torch.tensor([largest]))
+    layer.advance()
+    assert (layer.amax.item(), layer.batches.item()) == (3.0, 1)
 
 
 def test_nothing_is_quantised_while_it_warms_up():
@@ -263,7 +272,9 @@ def test_preparing_twice_changes_nothing():
     torch.testing.assert_close(network.state_dict(), before, atol=0, rtol=0)
     network.train()
     network(batch())
-    assert int(quantised_layers(network)["conv_first"].batches) == 4  # counted once, not twice
+    assert int(quantised_layers(network)["conv_first"].batches) == 4
+    hooked = cast(Any, network)
+    assert (len(hooked._forward_pre_hooks), len(hooked._forward_hooks)) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +308,9 @@ def test_the_fused_form_computes_the_same():
 
 def test_inference_in_place_leaves_no_layer_in_float():
     network, image = fuse_model(trained()).requires_grad_(False), batch(9)
+    expected = plain(network, image)
     with torch.inference_mode():
-        assert torch.equal(network(image), plain(network, image))
+        assert torch.equal(network(image), expected)
 
 
 def test_networks_of_other_revisions_are_prepared_in_the_form_that_is_exported():
@@ -599,7 +611,7 @@ def inputs_and_outputs(network: AetherNet) -> tuple[dict[str, float], dict[str, 
 
 
 def test_what_is_said_to_give_an_input_gives_it():
-    """In our networks, where it is a module; of stubs in published ones only the names are known."""
+    """In our networks, where it is a module; of published stubs only the names are known."""
     checked: set[str] = set()
     for revision in ("G1", "G2b", "G4", "G5f"):
         found = fuse(read_network(Checkpoint.from_object(draw(revision, scale=4))))
@@ -637,15 +649,16 @@ def test_an_observer_that_never_ran_is_named():
     }
 
 
-@pytest.mark.parametrize(("zero_point", "largest"), [(64, 127), (128, 255)])
-def test_steps_of_converted_files_become_ranges(zero_point: int, largest: int):
+@pytest.mark.parametrize(("another", "largest"), [(64, 127), (130, 255)])
+def test_steps_of_converted_files_become_ranges(another: int, largest: int):
+    """Where no zero point lies in the upper half, activations have 7 bits."""
     state = dict(tiny().state_dict())
     state["conv_first.scale"] = torch.tensor(0.02)
-    state["conv_first.zero_point"] = torch.tensor(zero_point)
+    state["conv_first.zero_point"] = torch.tensor(60)
     state["conv_before_upsample.1.scale"] = torch.tensor(-1.0)
-    state["conv_before_upsample.1.zero_point"] = torch.tensor(0)
+    state["conv_before_upsample.1.zero_point"] = torch.tensor(another)
     found = read_network(Checkpoint.from_object(state)).ranges
-    expected = 0.02 * max(zero_point, largest - zero_point)
+    expected = 0.02 * (largest - 60)
     assert found.usable == {"layers.0.0.conv.fused_conv": pytest.approx(expected)}
     assert found.unusable == {"upsample.0": "its step is -1, not above zero"}
 
