@@ -40,7 +40,7 @@ AVERAGED: Final = re.compile(r"(^|[._-])(ema|averaged|swa)([._-]|$)", re.IGNOREC
 """Found in the names of averaged weights, which are preferred to the momentary ones."""
 
 QUANTISATION: Final = re.compile(
-    r"(^|\.)(weight_fake_quant|activation_post_process)(\.|$)|\.(scale|zero_point)$"
+    r"(^|\.)(weight_fake_quant|activation_post_process|input_range)(\.|$)|\.(scale|zero_point)$"
 )
 """Found in the keys of fake quantisation, of observers, and of converted int8 (section 5)."""
 

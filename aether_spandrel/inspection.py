@@ -16,6 +16,7 @@ from aether_spandrel.constants import Constants
 from aether_spandrel.doubts import find_doubts
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.network import Network, read_network
+from aether_spandrel.ranges import input_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class CheckpointInfo:
         wrapper: The keys under which the state dict was found; empty if it was bare.
         constants: Value by name of each constant that no tensor carries and that matters here.
         assumed: Value and reason by name for each constant that the file does not carry.
+        ranges: Largest absolute value of the input of each layer of the fused network of which
+            quantisation-aware training left it, by the layer's name.
         warnings: What a user should know before relying on the file.
         notes: What else is worth knowing, such as the command for programs that refuse the file.
     """
@@ -51,6 +54,7 @@ class CheckpointInfo:
     wrapper: str
     constants: dict[str, float]
     assumed: dict[str, str]
+    ranges: dict[str, float]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -94,6 +98,7 @@ def describe_network(checkpoint: Checkpoint, network: Network) -> CheckpointInfo
         wrapper=checkpoint.wrapper,
         constants=dict(network.constants),
         assumed=dict(network.assumed),
+        ranges=dict(network.ranges.usable),
         warnings=find_doubts(checkpoint, network),
         notes=tuple(_notes(checkpoint, network)),
     )
@@ -110,8 +115,11 @@ def _notes(checkpoint: Checkpoint, network: Network) -> Iterator[str]:
     if checkpoint.qat:
         yield (
             f"{len(checkpoint.qat_entries)} entries of quantisation are kept apart; the network "
-            "computes in floats"
+            f"computes in floats. They give the input ranges of {len(network.ranges.usable)} of "
+            f"{len(input_sources(network.config))} layers"
         )
+    for layer, reason in network.ranges.unusable.items():
+        yield f"the input range of {layer} cannot be used: {reason}"
     settings = [f"--set {name}={value}" for name, value in network.given.items()]
     name = shlex.quote(str(checkpoint.path or "model.pth"))
     command = " ".join(["aethernet convert", name, *settings, "--to safetensors"])

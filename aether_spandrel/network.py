@@ -36,7 +36,8 @@ from aether_spandrel.constants import (
     split_revision,
 )
 from aether_spandrel.errors import CheckpointError
-from aether_spandrel.half_precision import divide_main, headroom
+from aether_spandrel.half_precision import Headroom, divide_main, headroom
+from aether_spandrel.ranges import Ranges, read_ranges
 from aether_spandrel.revisions import (
     REVISIONS,
     Entries,
@@ -67,6 +68,7 @@ class Network:
         given: What the caller set.
         assumed: Value and reason by name for what neither tensor, metadata nor caller gave.
         fits_float16: Whether it can run in float16, whatever picture comes in.
+        ranges: What quantisation-aware training says of the inputs of the fused network's layers.
         half_fused: Blocks whose kernels are fused while those of others are not.
     """
 
@@ -81,6 +83,7 @@ class Network:
     given: Mapping[str, float | str]
     assumed: Mapping[str, str]
     fits_float16: bool
+    ranges: Ranges
     half_fused: int = 0
 
     @property
@@ -179,7 +182,15 @@ def _read_network(
         half_fused = sum(folding.is_fused_block(tensors, block) for block in blocks)
     settled = _settle(facts, values)
     folded = _fold(facts, settled, values)
-    room = headroom(folded, config)
+    ranges = read_ranges(
+        config,
+        checkpoint.qat_entries,
+        published_name=lambda module: _published_name(
+            revision, names, f"{module}.weight"
+        ).removesuffix(".weight"),
+        img_range=values["img_range"],
+    )
+    room = _room(folded, config, ranges)
     settled, folded = (divide_main(state, room.divisors) for state in (settled, folded))
     if half_fused:
         folded = fuse_state_dict(folded)
@@ -202,7 +213,15 @@ def _read_network(
         assumed=assumed,
         fits_float16=room.fits,
         half_fused=half_fused,
+        ranges=ranges,
     )
+
+
+def _room(state: Entries, config: AetherConfig, ranges: Ranges) -> Headroom:
+    """The room for float16, which is not made where it would change what fc2's range is of."""
+    room = headroom(state, config)
+    kept = {b: d for b, d in room.divisors.items() if f"{b}ffn.fc2" not in ranges.usable}
+    return Headroom(kept, fits=room.fits and len(kept) == len(room.divisors))
 
 
 def _read_canonical(
@@ -217,7 +236,8 @@ def _read_canonical(
     tensors = dict(checkpoint.state_dict)
     config = _infer_config(revision, tensors, canonical=True)
     checked = _checked(_shapes_of(config), tensors, ignored=(REVISION_KEY,))
-    room = headroom(checked, config)
+    ranges = read_ranges(config, checkpoint.qat_entries)
+    room = _room(checked, config, ranges)
     return Network(
         revision=revision,
         config=config,
@@ -230,6 +250,7 @@ def _read_canonical(
         given={},
         assumed={},
         fits_float16=room.fits,
+        ranges=ranges,
     )
 
 

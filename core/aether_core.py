@@ -5,40 +5,51 @@ a gated feed-forward follows each. Sub-pixel convolutions (Shi et al., arXiv:160
 Re-parameterisation follows the idea of RepVGG (Ding et al., arXiv:2101.03697), the gate that of
 GLU variants (Shazeer, arXiv:2002.05202).
 
-Top to bottom: configuration, leaf blocks, block, network, presets, fusing. Key names in the state
-dict are the published ones, so a checkpoint or a training configuration works unchanged.
+Top to bottom: configuration, quantisation, leaf blocks, block, network, presets, fusing,
+quantisation-aware training. Key names in the state dict are the published ones, so a checkpoint or
+a training configuration works unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, cast
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal, cast
 
 import torch
+import torch.distributed
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
     "PRESETS",
+    "RANGE_ENTRY",
     "REVISION_KEY",
     "RGB_MEAN",
     "SCALES",
     "AetherConfig",
     "AetherNet",
+    "InputRange",
     "aether",
     "aether_large",
     "aether_medium",
     "aether_small",
     "build_network",
+    "freeze_ranges",
     "fuse_model",
     "fuse_state_dict",
+    "input_scale",
     "is_fused",
+    "prepare_qat",
+    "quantised_layers",
     "revision_codes",
     "sample_deviation",
     "scale_and_shift",
+    "set_quantised",
     "subtract_mean",
+    "weight_scales",
 ]
 
 HEAD_CHANNELS: Final = 64
@@ -64,6 +75,9 @@ LARGEST_WIDTH: Final = 8192  # channels inside; the largest published network ha
 
 REVISION_KEY: Final = "revision"
 """Buffer that names the revision (ASCII codes), where keys and shapes alone do not tell it."""
+
+RANGE_ENTRY: Final = ".input_range."
+"""Found in the keys of what quantisation-aware training learns; the rest is a float network."""
 
 BodyOrder = Literal["norm-conv-add", "add-norm-conv", "norm-add-conv"]
 StageFusion = Literal["none", "raw", "project"]
@@ -237,14 +251,139 @@ class AetherConfig:
         return 1 + self.blocks * block + 1 + head_convolutions
 
 
-class Conv2d(nn.Conv2d):
+INT8_LIMIT: Final = 127
+"""What the largest absolute value becomes.
+
+Weights use -127 to 127, so that a weight and its negative round alike; activations also -128,
+where ONNX's QuantizeLinear saturates.
+"""
+
+SMALLEST_SCALE: Final = 1e-12
+"""Instead of 0, for a range or an output channel of zeros."""
+
+
+def input_scale(amax: Tensor) -> Tensor:
+    """The step of symmetric int8 activations of at most `amax`, in float32."""
+    return (amax.float() / INT8_LIMIT).clamp(min=SMALLEST_SCALE)
+
+
+def weight_scales(weight: Tensor) -> Tensor:
+    """The int8 step of each output channel of a weight (C_out, ...): (C_out), in float32."""
+    return input_scale(weight.detach().flatten(1).abs().amax(dim=1))
+
+
+class InputRange(nn.Module):
+    """Symmetric int8 fake quantisation of a layer's input and weights, and the range it learns.
+
+    With one step `input_scale(amax)` for the input, one for each output channel of the weights
+    (`weight_scales`) and zero points of 0, a layer computes
+    conv(round(x / step) * step, round(w / steps) * steps) + b: what an int8 convolution with a
+    float bias computes. Gradients pass where nothing saturates.
+
+    The largest absolute value of a batch is only noted while the batch is computed. It enters the
+    range before the next one, so that activation checkpointing, which computes layers again,
+    sees the same range both times and one reduction serves all layers of all processes.
+
+    Attributes:
+        amax: () float32, the range: an average over the first batches, then a moving one.
+        seen: () float32, the largest absolute value of the batch that has not entered it yet.
+        batches: () int64, how many have; nothing is quantised before `warmup` have.
+        enabled: () uint8, whether the layer is quantised.
+        frozen: () uint8, whether the range stays as it is.
+        momentum: Of the moving average, in [0, 1).
+        warmup: In batches, at least 1.
+    """
+
+    amax: Tensor
+    seen: Tensor
+    batches: Tensor
+    enabled: Tensor
+    frozen: Tensor
+
+    def __init__(self, momentum: float, warmup: int, device: torch.device) -> None:
+        """A range that has seen nothing, enabled."""
+        super().__init__()
+        self.momentum = momentum
+        self.warmup = warmup
+        for name, value, dtype in (
+            ("amax", 0, torch.float32),
+            ("seen", 0, torch.float32),
+            ("batches", 0, torch.int64),
+            ("enabled", 1, torch.uint8),
+            ("frozen", 0, torch.uint8),
+        ):
+            self.register_buffer(name, torch.tensor(value, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The input and the weights that meet it, quantised if that is due, in their own dtypes."""
+        if self.training:
+            low, high = torch.aminmax(x.detach())
+            self.seen.copy_(torch.maximum(self.seen, torch.maximum(-low, high).float()))
+        active = self.enabled.bool() & (self.batches >= self.warmup)
+        return (
+            torch.where(active, _quantised_input(x, self.amax), x),
+            *[torch.where(active, _quantised_weight(weight), weight) for weight in weights],
+        )
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take what was seen into the range; infinities and NaN, as AMP may meet them, are not."""
+        counts = (self.seen > 0) & torch.isfinite(self.seen) & ~self.frozen.bool()
+        share = torch.clamp(1 / (self.batches + 1), min=1 - self.momentum)
+        moved = self.amax + (self.seen - self.amax) * share
+        self.amax.copy_(torch.where(counts, moved, self.amax))
+        self.batches.add_(counts)
+        self.seen.zero_()
+
+
+def _quantised_input(x: Tensor, amax: Tensor) -> Tensor:
+    zero = torch.zeros_like(amax, dtype=torch.int32)
+    return torch.fake_quantize_per_tensor_affine(
+        _wide(x), input_scale(amax), zero, -INT8_LIMIT - 1, INT8_LIMIT
+    ).to(x.dtype)
+
+
+def _quantised_weight(weight: Tensor) -> Tensor:
+    scales = weight_scales(weight)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(
+        _wide(weight), scales, zeros, 0, -INT8_LIMIT, INT8_LIMIT
+    ).to(weight.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least, in which sums and steps are exact enough for half ones."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Quantisable(nn.Module):
+    """A part of the network whose input `prepare_qat` can quantise.
+
+    Attributes:
+        input_range: What quantises it; None in a float network.
+    """
+
+    def __init__(self) -> None:
+        """Build it without an input range."""
+        super().__init__()
+        self.input_range: InputRange | None = None
+
+
+class Conv2d(nn.Conv2d, Quantisable):
     """A convolution that starts uninitialised; `init_weights` or a checkpoint fills it."""
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, C_in, H, W)."""
+        weight = self.weight
+        if self.input_range is not None:
+            input, weight = self.input_range(input, weight)
+        return self._conv_forward(input, weight, self.bias)
 
-class Linear(nn.Linear):
+
+class Linear(nn.Linear, Quantisable):
     """A linear map that starts uninitialised, applied to channels as a 1x1 convolution."""
 
     def reset_parameters(self) -> None:
@@ -252,7 +391,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
-        return F.conv2d(input, self.weight[:, :, None, None], self.bias)
+        weight = self.weight
+        if self.input_range is not None:
+            input, weight = self.input_range(input, weight)
+        return F.conv2d(input, weight[:, :, None, None], self.bias)
 
     def map_rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Map (pixels, C_in) to (pixels, C_out), in the memory of `out` if it is given."""
@@ -333,7 +475,7 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=0.0)
 
 
-class ReparamConv(nn.Module):
+class ReparamConv(Quantisable):
     """A large and a small depthwise convolution in parallel, or the single one they fuse into."""
 
     def __init__(self, channels: int, lk_kernel: int, sk_kernel: int, *, fused: bool) -> None:
@@ -350,12 +492,22 @@ class ReparamConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), zero-padded to the same size."""
+        if self.input_range is not None:
+            x, kernel = self.input_range(x, self._kernel())
+            bias = self.fused_conv.bias if self.fused else self.lk_bias + self.sk_bias
+            return F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))
         if self.fused:
             return self.fused_conv(x)
         large, small = self.lk_conv, self.sk_conv
         return F.conv2d(
             x, large.weight, self.lk_bias, padding=large.padding, groups=large.groups
         ) + F.conv2d(x, small.weight, self.sk_bias, padding=small.padding, groups=small.groups)
+
+    def _kernel(self) -> Tensor:
+        """The fused kernel: int8 has room for the sum of both alone, and only that is deployed."""
+        if self.fused:
+            return self.fused_conv.weight
+        return merged_kernels(self.lk_conv.weight, self.sk_conv.weight)
 
     def fuse(self) -> None:
         """Replace both branches by the one convolution that equals their sum."""
@@ -377,7 +529,7 @@ def _depthwise(channels: int, kernel: int, *, bias: bool) -> Conv2d:
 ACTIVATIONS: Final = {"gelu": F.gelu, "silu": F.silu}
 
 
-class GatedFFN(nn.Module):
+class GatedFFN(Quantisable):
     """fc2(activation(gate(x)) * main(x)), on the channels of each pixel."""
 
     def __init__(self, config: AetherConfig) -> None:
@@ -391,7 +543,13 @@ class GatedFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        y = self.fc2(self.activation(self.fc1_gate(x)) * self.fc1_main(x))
+        if self.input_range is None:
+            gate, main = self.fc1_gate(x), self.fc1_main(x)
+        else:  # both see the same input, quantised once
+            x, gate, main = self.input_range(x, self.fc1_gate.weight, self.fc1_main.weight)
+            gate = F.conv2d(x, gate[:, :, None, None], self.fc1_gate.bias)
+            main = F.conv2d(x, main[:, :, None, None], self.fc1_main.bias)
+        y = self.fc2(self.activation(gate) * main)
         if self.training and self.drop_rate:
             y = F.dropout(y, self.drop_rate)
         return y
@@ -460,6 +618,7 @@ class Block(nn.Module):
         self.channel_attn = ChannelAttention(width) if config.channel_attn else None
         self.spatial_attn = SpatialAttention() if config.spatial_attn else None
         self.drop_path = drop_path
+        self.quantised = False  # whether any part of it has an input range
         self.strip = max(STRIP_BYTES // (4 * config.ffn_dim), 16)  # px
 
     def forward(self, x: Tensor) -> Tensor:
@@ -468,7 +627,7 @@ class Block(nn.Module):
 
     def mix(self, x: Tensor, y: Tensor) -> Tensor:
         """All that follows the convolution, whose result is y; y may be overwritten."""
-        if not self.training and may_overwrite(x, y, self.parameters()):
+        if not (self.training or self.quantised) and may_overwrite(x, y, self.parameters()):
             return self._infer(x, y)
         if self.norm is not None:
             y = self.norm(y)
@@ -534,6 +693,7 @@ class AetherNet(nn.Module):
     def __init__(self, config: AetherConfig) -> None:
         """Build the layers without drawing any random number."""
         super().__init__()
+        self.register_load_state_dict_post_hook(_forgive_ranges)
         self.config = config
         width, channels = config.embed_dim, config.in_chans
         if config.revision:
@@ -809,6 +969,12 @@ def fuse_model(model: AetherNet) -> AetherNet:
     return model.fuse_model()
 
 
+def merged_kernels(large: Tensor, small: Tensor) -> Tensor:
+    """The one depthwise kernel (C, 1, K, K) that computes the sum of both."""
+    margin = (large.shape[-1] - small.shape[-1]) // 2
+    return (_wide(large) + F.pad(_wide(small), (margin,) * 4)).to(large.dtype)
+
+
 def _fused_kernel(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The two tensors that replace the four training tensors under `prefix`."""
     names = ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias")
@@ -830,10 +996,141 @@ def _fused_kernel(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Te
             f"cannot fuse {prefix.rstrip('.') or 'the block'}: the small kernel "
             f"{tuple(small.shape)} does not fit into the large one {tuple(large.shape)}"
         )
-    compute = torch.promote_types(large.dtype, torch.float32)
-    kernel = large.to(compute) + F.pad(small.to(compute), (margin,) * 4)
-    bias = large_bias.to(compute) + small_bias.to(compute)
+    bias = (_wide(large_bias) + _wide(small_bias)).to(large_bias.dtype)
     return {
-        prefix + "fused_conv.weight": kernel.to(large.dtype).detach(),
-        prefix + "fused_conv.bias": bias.to(large_bias.dtype).detach(),
+        prefix + "fused_conv.weight": merged_kernels(large, small).detach(),
+        prefix + "fused_conv.bias": bias.detach(),
     }
+
+
+SHARED: Final = ("fc1_gate", "fc1_main", "lk_conv", "sk_conv", "fused_conv")
+"""Layers that take the input range of the part that they belong to."""
+
+
+def prepare_qat(
+    model: AetherNet, *, skip: Iterable[str] = (), momentum: float = 0.99, warmup: int = 100
+) -> AetherNet:
+    """The same network, in place, with int8 fake quantisation: training then learns to bear it.
+
+    Every convolution and linear map quantises its input and its weights (see `InputRange`), both
+    in training and in eval mode. Ranges are learnt in training mode only, and are part of the
+    state dict: `<layer>.input_range.amax` and what is needed to resume. Layers that are quantised
+    already stay as they are. A block's two kernels are quantised as the one that they fuse into.
+
+    Args:
+        model: In the training or the fused form, on its device.
+        skip: Names of layers that stay float, as `quantised_layers` gives them; `*` stands for
+            any text, such as `layers.*.conv` for all depthwise convolutions.
+        momentum: Of the ranges' moving average, in [0, 1).
+        warmup: Batches from which ranges are averaged before anything is quantised, at least 1.
+
+    Raises:
+        ValueError: An argument is out of range, or no layer is called as `skip` says.
+    """
+    if not 0.0 <= momentum < 1.0 or warmup < 1:
+        raise ValueError(
+            f"momentum must lie in [0, 1) and warmup be at least 1, got {momentum} and {warmup}"
+        )
+    parts = {
+        name: part
+        for name, part in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+        if isinstance(part, Quantisable) and name.rpartition(".")[2] not in SHARED
+    }
+    skipped = _matching(parts, skip)
+    fresh = not quantised_layers(model)
+    for name, part in parts.items():
+        if part.input_range is None and name not in skipped:
+            device = next(part.parameters()).device
+            part.input_range = InputRange(momentum, warmup, device).train(part.training)
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.quantised = bool(quantised_layers(block))
+    if fresh:
+        model.register_forward_pre_hook(_advance_ranges)
+        model.register_forward_hook(_share_ranges)
+    return model
+
+
+def quantised_layers(model: nn.Module) -> dict[str, InputRange]:
+    """The input range of each layer that has one, by the layer's name, in order of the network.
+
+    A feed-forward's name stands for its first two maps, which have the same input.
+    """
+    return {
+        name: part.input_range
+        for name, part in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+        if isinstance(part, Quantisable) and part.input_range is not None
+    }
+
+
+def set_quantised(model: nn.Module, enabled: bool, layers: Iterable[str] = ("*",)) -> None:
+    """Switch quantisation of all or some layers on or off; their ranges are learnt either way.
+
+    Args:
+        model: After `prepare_qat`.
+        enabled: Whether they are quantised from now on.
+        layers: Names as `quantised_layers` gives them; `*` stands for any text.
+
+    Raises:
+        ValueError: No layer is called so.
+    """
+    ranges = quantised_layers(model)
+    for name in _matching(ranges, layers):
+        ranges[name].enabled.fill_(enabled)
+
+
+def freeze_ranges(model: nn.Module, frozen: bool = True) -> None:
+    """Let all ranges stay as they are, as for the last part of a training, or move again.
+
+    Raises:
+        ValueError: A layer is still warming up, and would never be quantised.
+    """
+    for name, layer in quantised_layers(model).items():
+        if frozen and int(layer.batches) < layer.warmup:
+            raise ValueError(
+                f"{name} cannot be frozen after {int(layer.batches)} of {layer.warmup} batches: "
+                "train on, or give prepare_qat a shorter warmup"
+            )
+        layer.frozen.fill_(frozen)
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    names, found = list(names), set[str]()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ValueError(f"no layer is called {pattern}, only {', '.join(names)}")
+        found |= matching
+    return found
+
+
+def _advance_ranges(model: nn.Module, _: object) -> None:
+    """Before a batch: take the one before into the ranges."""
+    if model.training:
+        for layer in quantised_layers(model).values():
+            layer.advance()
+
+
+@torch.no_grad()
+def _share_ranges(model: nn.Module, *_: object) -> None:
+    """After a batch: what any process has seen, all have, so that their ranges stay equal."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if model.training and distributed:
+        layers = list(quantised_layers(model).values())
+        seen = torch.stack([layer.seen for layer in layers])
+        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        for layer, most in zip(layers, seen, strict=True):
+            layer.seen.copy_(most)
+
+
+def _forgive_ranges(model: nn.Module, keys: Any) -> None:
+    """Let strict loading take a QAT checkpoint as a float network, and start QAT from a float one.
+
+    Ranges that are there in part are a mistake and stay one.
+    """
+    expected = sum(len(layer.state_dict()) for layer in quantised_layers(model).values())
+    missing = [key for key in keys.missing_keys if RANGE_ENTRY in key]
+    if not expected:
+        keys.unexpected_keys[:] = [k for k in keys.unexpected_keys if RANGE_ENTRY not in k]
+    elif len(missing) == expected:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key not in missing]
