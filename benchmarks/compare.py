@@ -463,7 +463,7 @@ def measure_upscale(settings: Settings, folder: Path) -> Result:
     (folder / "pictures").mkdir()
 
     def save(path: Path, size: tuple[int, int]) -> None:
-        pixels: Any = np.round(255 * structured_image(3, *size)[0]).astype(np.uint8)
+        pixels = (255 * structured_image(3, *size)[0]).astype(np.uint8)
         Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
 
     jobs: list[tuple[str, Path, float]] = []

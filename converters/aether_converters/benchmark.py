@@ -181,7 +181,7 @@ def benchmark(
     threads: int | None = None,
     device: str = "cpu",
     dtypes: Sequence[str] | None = None,
-    seconds: float = 5.0,
+    seconds: float = 2.0,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure model files beside each other.
@@ -347,7 +347,7 @@ def measure(
     sizes: Sequence[Size] = SIZES,
     threads: int | None = None,
     device: str = "cpu",
-    seconds: float = 5.0,
+    seconds: float = 2.0,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure cases beside each other; arguments and errors as in `benchmark`."""

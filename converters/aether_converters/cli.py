@@ -649,9 +649,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--seconds",
         type=_positive,
-        default=5.0,
+        default=2.0,
         metavar="S",
-        help="for each file at each size (default: 5)",
+        help="for each file at each size, and no less than three runs (default: 2)",
     )
 
     doctor = _command(
