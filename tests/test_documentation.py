@@ -43,7 +43,7 @@ def test_every_command_runs(page: Path):
         for line in block.splitlines():
             command = line.rpartition("&& ")[2]  # `.ci/run` runs the installation itself
             if command.startswith("python benchmarks/"):
-                # Half an hour in earnest; what is tiny shows that it runs.
+                # In earnest it takes too long for a test; tiny networks show that it runs.
                 command = command.replace("benchmarks/", f"{ROOT}/benchmarks/", 1)
                 command += " --quick --no-plot"
             if command.startswith(("aethernet", "python")):
