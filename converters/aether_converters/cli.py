@@ -1,4 +1,4 @@
-"""The command `aethernet`: inspect, convert, upscale, verify, and doctor."""
+"""The command `aethernet`: inspect, convert, upscale, verify, bench and doctor."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
+    from aether_converters.benchmark import Benchmark
     from aether_converters.conversion import Report
     from aether_converters.upscaling import Job, PictureReport
     from aether_spandrel.inspection import CheckpointInfo
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("pth", "safetensors", "onnx")
 PRECISIONS: Final = ("fp32", "fp16")
+COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
 
 FAILED: Final = 1
@@ -39,6 +41,7 @@ Load, convert and run AetherNet super-resolution models.
   aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
+  aethernet bench   model.pth release/*            how fast are they here?
   aethernet doctor                                 what works here, in ChaiNNer, in ComfyUI?
 """
 
@@ -84,6 +87,15 @@ examples:
   aethernet verify model.pth model_fp16.onnx --pictures photos/
 """
 
+BENCH: Final = """\
+Measure how fast model files are here: time, multiply-accumulates (MAC), share of the peak of a
+plain matrix product, output, memory. Files run in turn, so that noise falls on all of them.
+
+examples:
+  aethernet bench model.pth
+  aethernet bench model.pth release/*.onnx --size 128 720x1280
+  aethernet bench model.pth --dtype fp32,bf16 --threads 1
+"""
 
 DOCTOR: Final = """\
 Say whether this Python, ChaiNNer and ComfyUI can load AetherNet models, what is missing, and which
@@ -336,6 +348,71 @@ REPORT_COLUMNS: Final = (
 )
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from aether_converters.benchmark import benchmark
+
+    with _progress("measuring", len(options.size), quiet=options.quiet) as advance:
+        found = benchmark(
+            options.files,
+            sizes=options.size,
+            threads=options.threads,
+            device=options.device,
+            dtypes=options.dtype,
+            seconds=options.seconds,
+            progress=advance,
+        )
+    if options.json:
+        _print_json(found.as_dict())
+    else:
+        _print_benchmark(found)
+    return 0
+
+
+def _print_benchmark(found: Benchmark) -> None:
+    from aether_converters.benchmark import size_in_words
+
+    rich: Any = _rich("table")
+    escape: Any = _rich("markup").escape
+    table = rich.Table(title=escape(found.machine.in_words()), title_justify="left")
+    for column, justify in BENCHMARK_COLUMNS:
+        table.add_column(column, justify=justify, overflow="fold")
+    size = None
+    for row in found.measurements:
+        if size not in (None, row.size):
+            table.add_section()
+        size = row.size
+        rate, share = row.macs_per_second, row.share_of_peak
+        table.add_row(
+            escape(row.name),
+            row.dtype,
+            size_in_words(row.size),
+            f"{row.milliseconds:.1f}",
+            f"{row.spread:.0%}",
+            "-" if row.macs is None else f"{row.macs / 1e9:.2f}",
+            "-" if rate is None else f"{rate / 1e9:.1f}",
+            "-" if share is None else f"{share:.0%}",
+            f"{row.speed:.2f}x",
+            f"{row.megapixels_per_second:.2f}",
+            "-" if row.memory is None else f"{row.memory / 2**20:.0f} MiB",
+        )
+    _console(sys.stdout).print(table)
+
+
+BENCHMARK_COLUMNS: Final = (
+    ("file", "left"),
+    ("dtype", "left"),
+    ("px", "right"),
+    ("ms", "right"),
+    ("±", "right"),
+    ("GMAC", "right"),
+    ("GMAC/s", "right"),
+    ("of peak", "right"),
+    ("speed", "right"),
+    ("MP/s out", "right"),
+    ("memory", "right"),
+)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from aether_converters.doctor import diagnose
 
@@ -546,6 +623,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     _checkpoint_options(verify)
 
+    bench = _command(commands, "bench", _bench, "measure how fast files are here", BENCH)
+    bench.add_argument(
+        "files", nargs="+", type=Path, metavar="model", help=".pth, .safetensors or .onnx"
+    )
+    bench.add_argument(
+        "--size",
+        nargs="+",
+        type=_size,
+        default=[(128, 128), (256, 256)],
+        metavar="PX",
+        help="of the input: the side of a square, or HxW (default: 128 256)",
+    )
+    bench.add_argument("--threads", type=_integer(1, 1024), metavar="N", help="default: PyTorch's")
+    bench.add_argument(
+        "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
+    )
+    bench.add_argument(
+        "--dtype",
+        type=_list_of(COMPUTED_IN),
+        metavar="DTYPES",
+        help=f"for .pth and .safetensors: comma-separated, of {', '.join(COMPUTED_IN)} "
+        "(default: fp32)",
+    )
+    bench.add_argument(
+        "--seconds",
+        type=_positive,
+        default=2.0,
+        metavar="S",
+        help="for each file at each size, and no less than three runs (default: 2)",
+    )
+
     doctor = _command(
         commands, "doctor", _doctor, "say what works here and what is missing", DOCTOR
     )
@@ -668,6 +776,13 @@ def _shape(text: str) -> tuple[int, ...]:
     if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"{text} is not of the form 1x3x720x1280 (NxCxHxW)")
     return tuple(int(part) for part in parts)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 128 or 720x1280 (HxW)")
+    return int(parts[0]), int(parts[-1])
 
 
 def _name(text: str) -> str:

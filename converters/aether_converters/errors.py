@@ -33,6 +33,7 @@ EXTRAS: Final = {
     "imagecodecs": "convert",
     "numpy": "convert",
     "rich": "convert",
+    "matplotlib": "bench",
 }
 """The extra that brings each optional module."""
 

@@ -41,15 +41,17 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
 """What onnxruntime raises; its own module names them nowhere public."""
 
 
-def open_onnx(path: Path) -> Upscaler:
+def open_onnx(path: Path, *, threads: int = 0) -> Upscaler:
     """Open an ONNX super-resolution model, exported by us or by anyone.
+
+    `threads` compute one run; 0 leaves the number to onnxruntime.
 
     Raises:
         ModelError: It cannot be read or run, or is no model with one image in and one out.
     """
     model = _read(path)
     interface = _interface(path, model)
-    session = cast(Any, _session(path))
+    session = cast(Any, _session(path, threads))
 
     def run(image: Image) -> Image:
         count = image.shape[0]
@@ -121,8 +123,9 @@ def _read(path: Path) -> ModelProto:
         ) from error
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = cast(Any, onnxruntime).SessionOptions()  # untyped
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors come back as exceptions, warnings help no user
     try:
         return onnxruntime.InferenceSession(

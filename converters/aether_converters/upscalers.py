@@ -109,6 +109,7 @@ def open_upscaler(
     *,
     format: Format | None = None,
     device: str = "cpu",
+    threads: int = 0,
     **constants: Unpack[Constants],
 ) -> Upscaler:
     """Open a `.pth`, `.safetensors` or `.onnx` file to be run.
@@ -117,6 +118,7 @@ def open_upscaler(
         path: The file.
         format: Its format where the name does not tell.
         device: Where PyTorch runs it, such as `cpu` or `cuda`. ONNX files run on the CPU.
+        threads: For onnxruntime; 0 leaves it the choice. PyTorch has one number for all networks.
         **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
 
     Raises:
@@ -145,7 +147,7 @@ def open_upscaler(
     require("onnxruntime")
     from aether_converters.onnx_runtime import open_onnx
 
-    return open_onnx(path)
+    return open_onnx(path, threads=threads)
 
 
 PRECISIONS: Final[Mapping[str, torch.dtype]] = {

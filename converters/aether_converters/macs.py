@@ -1,0 +1,115 @@
+"""How many multiplications and additions a network needs: those of its convolutions and products.
+
+Everything else that a network does (norms, activations, gates, attention maps of functions without
+weights) is a pass over memory, and counts nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from aether_converters.errors import require
+
+Shape = tuple[int, ...]
+
+LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def module_macs(model: nn.Module, shape: Shape) -> int:
+    """Multiply-accumulates of one forward pass of `shape`, (N, C, H, W).
+
+    Counted on a copy without memory, each layer each time it is called: a value of the output, or
+    of the input of a transposed convolution, takes as many as one slice of the weight is long.
+    """
+    skeleton = copy.deepcopy(model).to("meta")
+    # AetherNet's inference is free to call its layers in parts; what can be trained is plain.
+    skeleton.requires_grad_(True)
+    count = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal count
+        weight: Any = layer.weight
+        values = inputs[0] if isinstance(layer, TRANSPOSED) else output
+        count += values.numel() * math.prod(weight.shape[1:])
+
+    for layer in skeleton.modules():
+        if isinstance(layer, (*LAYERS, *TRANSPOSED)):
+            layer.register_forward_hook(add)
+    kind = next((weight.dtype for weight in skeleton.parameters()), torch.float32)
+    with torch.enable_grad():
+        skeleton(torch.empty(shape, dtype=kind, device="meta"))
+    return count
+
+
+def graph_macs(path: Path, shape: Shape) -> int | None:
+    """Multiply-accumulates of an ONNX file for an input of `shape`, (N, C, H, W).
+
+    None where the shapes inside do not follow from it.
+    """
+    onnx: Any = require("onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    shapes = _graph_shapes(model, shape)
+    counts = [
+        OPERATORS[node.op_type](
+            [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ()), node
+        )
+        for node in model.graph.node
+        if node.op_type in OPERATORS
+    ]
+    return sum(counts) if all(counts) else None
+
+
+def _convolution(inputs: list[Shape], output: Shape, _: Any) -> int:
+    return math.prod(output or (0,)) * math.prod(inputs[1][1:] or (0,))
+
+
+def _transposed(inputs: list[Shape], _output: Shape, _: Any) -> int:
+    return math.prod(inputs[0] or (0,)) * math.prod(inputs[1][1:] or (0,))
+
+
+def _product(inputs: list[Shape], output: Shape, _: Any) -> int:
+    return math.prod(output or (0,)) * (inputs[0] or (0,))[-1]
+
+
+def _gemm(inputs: list[Shape], output: Shape, node: Any) -> int:
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(output or (0,)) * (inputs[0] or (0,))[0 if turned else -1]
+
+
+OPERATORS: Final = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "MatMul": _product,
+    "Gemm": _gemm,
+}
+"""What of an operator's inputs, output and attributes tells its count; 0 where it is unknown."""
+
+LARGEST_SHAPE_CONSTANT: Final = 64  # elements; a tensor that is longer describes no shape
+
+
+def _graph_shapes(model: Any, shape: Shape) -> Mapping[str, Shape]:
+    """The shape of every tensor by name, as far as it is known."""
+    inference: Any = require("onnx.shape_inference")
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) > LARGEST_SHAPE_CONSTANT:
+            tensor.ClearField("raw_data")  # shapes do not depend on weights
+            tensor.ClearField("float_data")
+    image = next(value for value in model.graph.input if value.name not in weights)
+    for dim, size in zip(image.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.type.tensor_type.ClearField("shape")  # of another size, or none
+    graph = inference.infer_shapes(model, data_prop=True).graph
+    return weights | {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.output, image)
+    }
