@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,27 @@ def test_results_come_as_soon_as_their_rows_are_known():
             given += result.shape[2]
             assert taken - given / model.config.scale <= model.config.receptive_radius + 10
     assert given == 200 * model.config.scale
+
+
+def live_bytes() -> int:
+    tensors = [found for found in gc.get_objects() if type(found) is Tensor]
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
+
+
+@pytest.mark.parametrize("case", ["g1-fused-4x", "g2b-fused-4x", "g3-train-2x"])
+def test_what_is_kept_does_not_grow_with_the_height(case: str):
+    model = network(case)
+
+    def largest(height: int) -> int:
+        image = picture(model, 1, 24)
+        bands = (image.expand(-1, -1, 8, -1).clone() for _ in range(height // 8))
+        before = live_bytes()
+        return max(live_bytes() - before for _ in stream(model, bands))
+
+    with torch.inference_mode():
+        assert largest(1600) <= 1.05 * largest(160)
 
 
 def test_memory_is_bounded_for_wide_pictures_and_large_scales():

@@ -310,16 +310,12 @@ def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dro
     if options.json:
         _print_json(report.as_dict())
     else:
-        rich: Any = _rich("table")
         escape: Any = _rich("markup").escape
         # A long folder would fold every row of a narrow terminal, so one folder is said once.
         folders = {artefact.path.parent for artefact in report.artefacts}
         together = len(folders) == 1
         place = f", in {next(iter(folders))}" if together else ""
-        title = f"compared with {report.source.path.name}{place}"
-        table = rich.Table(title=escape(title), title_justify="left")
-        for column, justify in REPORT_COLUMNS:
-            table.add_column(column, justify=justify, overflow="fold")
+        table = _table(f"compared with {report.source.path.name}{place}", REPORT_COLUMNS)
         for artefact in report.artefacts:
             table.add_row(
                 escape(artefact.path.name if together else str(artefact.path)),
@@ -371,11 +367,8 @@ def _bench(options: argparse.Namespace) -> int:
 def _print_benchmark(found: Benchmark) -> None:
     from aether_converters.benchmark import size_in_words
 
-    rich: Any = _rich("table")
     escape: Any = _rich("markup").escape
-    table = rich.Table(title=escape(found.machine.in_words()), title_justify="left")
-    for column, justify in BENCHMARK_COLUMNS:
-        table.add_column(column, justify=justify, overflow="fold")
+    table = _table(found.machine.in_words(), BENCHMARK_COLUMNS)
     size = None
     for row in found.measurements:
         if size not in (None, row.size):
@@ -441,6 +434,14 @@ def _rich(module: str) -> Any:
     from aether_converters.errors import require
 
     return require(f"rich.{module}")
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]]) -> Any:
+    """An empty table of named columns, each with its justification."""
+    table = _rich("table").Table(title=_rich("markup").escape(title), title_justify="left")
+    for column, justify in columns:
+        table.add_column(column, justify=justify, overflow="fold")
+    return table
 
 
 def _console(stream: Any) -> Any:

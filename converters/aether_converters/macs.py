@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,8 +54,11 @@ def graph_macs(path: Path, shape: Shape) -> int | None:
     None where the shapes inside do not follow from it.
     """
     onnx: Any = require("onnx")
+    from aether_converters.onnx_shapes import activation_shapes, image_input
+
     model = onnx.load(str(path), load_external_data=False)
-    shapes = _graph_shapes(model, shape)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = {**weights, image_input(model).name: shape, **activation_shapes(model, shape)}
     counts = [
         OPERATORS[node.op_type](
             [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ()), node
@@ -91,25 +93,3 @@ OPERATORS: Final = {
     "Gemm": _gemm,
 }
 """What of an operator's inputs, output and attributes tells its count; 0 where it is unknown."""
-
-LARGEST_SHAPE_CONSTANT: Final = 64  # elements; a tensor that is longer describes no shape
-
-
-def _graph_shapes(model: Any, shape: Shape) -> Mapping[str, Shape]:
-    """The shape of every tensor by name, as far as it is known."""
-    inference: Any = require("onnx.shape_inference")
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) > LARGEST_SHAPE_CONSTANT:
-            tensor.ClearField("raw_data")  # shapes do not depend on weights
-            tensor.ClearField("float_data")
-    image = next(value for value in model.graph.input if value.name not in weights)
-    for dim, size in zip(image.type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
-    for value in (*model.graph.output, *model.graph.value_info):
-        value.type.tensor_type.ClearField("shape")  # of another size, or none
-    graph = inference.infer_shapes(model, data_prop=True).graph
-    return weights | {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output, image)
-    }

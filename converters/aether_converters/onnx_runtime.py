@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, shape_inference
+from onnx import ModelProto, TensorProto
 
 from aether_converters.errors import ModelError
+from aether_converters.onnx_shapes import Shape, activation_shapes
 from aether_converters.upscalers import Image, Upscaler
 
 DTYPES: Final[Mapping[int, tuple[str, type[np.generic]]]] = {
@@ -23,7 +24,6 @@ DTYPES: Final[Mapping[int, tuple[str, type[np.generic]]]] = {
     TensorProto.FLOAT16: ("fp16", np.float16),
 }
 PROBE_SIDE: Final = 64  # px; where a dynamic file is asked for its shapes
-LARGEST_SHAPE_CONSTANT: Final = 64  # elements; a tensor that is longer describes no shape
 LIVE_TENSORS: Final = 3  # an operator's input and output, and a residual kept for later
 _STATE: Final = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
@@ -71,7 +71,8 @@ def open_onnx(path: Path, *, threads: int = 0) -> Upscaler:
         output: NDArray[np.generic] = results[0][:count]
         return output.astype(np.float32, copy=False)
 
-    shapes = _shapes(model, interface)
+    size = interface.fixed_size or (PROBE_SIDE, PROBE_SIDE)
+    shapes = activation_shapes(model, (interface.batch or 1, interface.channels, *size))
     channels_out, scale = _output(path, model, interface, shapes)
     return Upscaler(
         path=path,
@@ -175,36 +176,8 @@ def _interface(path: Path, model: ModelProto) -> _Interface:
     )
 
 
-def _shapes(model: ModelProto, interface: _Interface) -> dict[str, tuple[int, ...]]:
-    """The shape of every activation by name, for the model's fixed size or else a small image."""
-    skeleton = ModelProto()
-    skeleton.CopyFrom(model)
-    for tensor in skeleton.graph.initializer:
-        if math.prod(tensor.dims) > LARGEST_SHAPE_CONSTANT:
-            tensor.ClearField("raw_data")  # shapes do not depend on weights
-            tensor.ClearField("float_data")
-    height, width = interface.fixed_size or (PROBE_SIDE, PROBE_SIDE)
-    for value in skeleton.graph.input:
-        if value.name == interface.input:
-            dims = value.type.tensor_type.shape.dim
-            for dim, size in zip(
-                dims, (interface.batch or 1, interface.channels, height, width), strict=True
-            ):
-                dim.dim_value = size
-    for value in skeleton.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        graph = shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
-    except shape_inference.InferenceError:
-        return {}
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output)
-    }
-
-
 def _output(
-    path: Path, model: ModelProto, interface: _Interface, shapes: dict[str, tuple[int, ...]]
+    path: Path, model: ModelProto, interface: _Interface, shapes: Mapping[str, Shape]
 ) -> tuple[int, int]:
     """Channels of the output, and the scale."""
     height, width = interface.fixed_size or (PROBE_SIDE, PROBE_SIDE)
@@ -220,7 +193,7 @@ def _output(
     return shape[1], scale
 
 
-def _activation_bytes(interface: _Interface, shapes: dict[str, tuple[int, ...]]) -> int:
+def _activation_bytes(interface: _Interface, shapes: Mapping[str, Shape]) -> int:
     """Memory of the largest operator with what is kept beside it, in bytes per input px."""
     height, width = interface.fixed_size or (PROBE_SIDE, PROBE_SIDE)
     largest = max(math.prod(shape) for shape in shapes.values())

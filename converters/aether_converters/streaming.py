@@ -9,9 +9,9 @@ Every step is a generator over bands, tensors (1, C, rows, W) from top to bottom
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import tee
 from typing import Final, cast
 
 import torch
@@ -81,17 +81,17 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
     """
     config = network.config
     first = _convolved(map(network.centred, bands), network.conv_first)
-    features, skip = tee(map(_channels_last, first))
+    features, skip = _now_and_later(map(_channels_last, first))
     body = _body(network, features)
     normalise: Step = network.norm if network.norm is not None else nn.Identity()
     if config.body_order == "norm-conv-add":
         body = _sum(_convolved(map(normalise, body), network.conv_after_body), skip)
     else:
         if config.body_order == "add-norm-conv":
-            before, skip = tee(_sum(body, skip))
+            before, skip = _now_and_later(_sum(body, skip))
             before = map(normalise, before)
         else:
-            before, skip = tee(_sum(map(normalise, body), skip))
+            before, skip = _now_and_later(_sum(map(normalise, body), skip))
         body = _sum(_convolved(before, network.conv_after_body), skip)
     body = _split(body, config)
     head = (*network.conv_before_upsample, *network.upsample, network.conv_last)
@@ -108,11 +108,34 @@ def _body(network: AetherNet, bands: Bands) -> Bands:
         for block in cast("Iterable[Block]", stage):
             bands = _windows(bands, _margin(block.conv.fused_conv), partial(_mixed, block))
         if fusion != "none":
-            bands, kept = tee(bands)
-            stages.append(map(network.fusion_convs[index], kept) if fusion == "project" else kept)
+            narrow: Step = network.fusion_convs[index] if fusion == "project" else nn.Identity()
+            if index + 1 < len(network.layers):
+                bands, kept = _now_and_later(bands, narrow)
+                stages.append(kept)
+            else:
+                stages.append(map(narrow, bands))
     if not stages:
         return bands
     return (network.fusion_conv(torch.cat(parts, dim=1)) for parts in _aligned(stages))
+
+
+def _now_and_later(bands: Bands, step: Step = lambda band: band) -> tuple[Bands, Bands]:
+    """The bands, and what `step` makes of each for whom takes it after the former was taken.
+
+    `itertools.tee` would hold dozens of bands that both have taken.
+    """
+    waiting: deque[Tensor] = deque()
+
+    def now() -> Bands:
+        for band in bands:
+            waiting.append(step(band))
+            yield band
+
+    def later() -> Bands:
+        while waiting:
+            yield waiting.popleft()
+
+    return now(), later()
 
 
 def _mixed(block: Block, window: Tensor) -> Tensor:
