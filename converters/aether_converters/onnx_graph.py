@@ -28,7 +28,13 @@ OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
 IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
 INPUT: Final = "input"
 OUTPUT: Final = "output"
-DTYPES: Final = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+DTYPES: Final = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
+    torch.int64: TensorProto.INT64,
+}
 
 Shape = tuple[int, int, int, int]
 OnnxPrecision = Literal["fp32", "fp16"]
@@ -42,7 +48,7 @@ class _Tracer(fx.Tracer):
 
 
 @dataclass
-class _Graph:
+class Graph:
     """An ONNX graph under construction, in topological order by construction."""
 
     dtype: torch.dtype
@@ -91,10 +97,10 @@ class _Constant:
 
 
 Operand = str | _Constant | float | int | tuple[int, ...] | None
-Lowering = Callable[[_Graph, str, Sequence[Any], Mapping[str, Any]], str]
+Lowering = Callable[[Graph, str, Sequence[Any], Mapping[str, Any]], str]
 
 
-def _operand(graph: _Graph, value: Operand) -> str:
+def _operand(graph: Graph, value: Operand) -> str:
     if isinstance(value, _Constant):
         return graph.constant(value.tensor, value.name)
     if isinstance(value, (int, float)):
@@ -105,13 +111,13 @@ def _operand(graph: _Graph, value: Operand) -> str:
 
 
 def _binary(op: str) -> Lowering:
-    def lower(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    def lower(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
         return graph.add(op, [_operand(graph, args[0]), _operand(graph, args[1])], name)
 
     return lower
 
 
-def _conv2d(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _conv2d(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     weight: _Constant = given["weight"]
@@ -135,14 +141,14 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def _layer_norm(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _layer_norm(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     names = ("input", "normalized_shape", "weight", "bias", "eps")
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     inputs = [_operand(graph, given[key]) for key in ("input", "weight", "bias")]
     return graph.add("LayerNormalization", inputs, name, axis=-1, epsilon=given["eps"])
 
 
-def _gelu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _gelu(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     """X * (1 + erf(x / sqrt 2)) * 0.5, in the form that onnxruntime fuses into one kernel."""
     x = _operand(graph, args[0])
     scaled = graph.add("Div", [x, graph.scalar(math.sqrt(2.0))], f"{name}.div")
@@ -153,21 +159,21 @@ def _gelu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -
     return graph.add("Mul", [product, graph.scalar(0.5)], f"{name}.half")
 
 
-def _silu(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _silu(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     """X * sigmoid(x), in the form that onnxruntime fuses into one kernel."""
     x = _operand(graph, args[0])
     return graph.add("Mul", [x, graph.add("Sigmoid", [x], f"{name}.sigmoid")], name)
 
 
 def _unary(op: str) -> Lowering:
-    def lower(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+    def lower(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
         return graph.add(op, [_operand(graph, args[0])], name)
 
     return lower
 
 
 def _reduce(op: str) -> Lowering:
-    def lower(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def lower(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         return graph.add(
             op,
             [_operand(graph, args[0])],
@@ -183,7 +189,7 @@ def _axes(dim: int | tuple[int, ...]) -> list[int]:
     return [dim] if isinstance(dim, int) else list(dim)
 
 
-def _deviation(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _deviation(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """sqrt(sum((x - mean)^2) / (n - 1) + eps) over C, H and W, the squares in float32."""
     given = dict(zip(("x", "eps"), args, strict=False)) | dict(kwargs)
     x, axes = _operand(graph, given["x"]), [1, 2, 3]
@@ -208,40 +214,40 @@ def _deviation(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[st
     return graph.add("Cast", [root], name, to=DTYPES[graph.dtype])
 
 
-def _subtract_mean(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _subtract_mean(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     return graph.add("Sub", [_operand(graph, args[0]), _operand(graph, args[1])], name)
 
 
-def _scale_and_shift(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _scale_and_shift(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     x, scale, shift = args
     scaled = graph.add("Mul", [_operand(graph, x), _per_channel(graph, scale)], f"{name}.scaled")
     return graph.add("Add", [scaled, _per_channel(graph, shift)], name)
 
 
-def _per_channel(graph: _Graph, vector: _Constant) -> str:
+def _per_channel(graph: Graph, vector: _Constant) -> str:
     """A vector in the form that spreads over (N, C, H, W)."""
     return graph.constant(vector.tensor[:, None, None], vector.name)
 
 
-def _concat(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _concat(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     return graph.add("Concat", [_operand(graph, p) for p in args[0]], name, axis=kwargs["dim"])
 
 
-def _leaky_relu(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _leaky_relu(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     slope = args[1] if len(args) > 1 else kwargs["negative_slope"]
     return graph.add("LeakyRelu", [_operand(graph, args[0])], name, alpha=slope)
 
 
-def _pixel_shuffle(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _pixel_shuffle(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     x = _operand(graph, args[0])
     return graph.add("DepthToSpace", [x], name, blocksize=args[1], mode="CRD")
 
 
-def _permute(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _permute(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     return graph.add("Transpose", [_operand(graph, args[0])], name, perm=list(args[1:]))
 
 
-def _identity(graph: _Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
+def _identity(graph: Graph, name: str, args: Sequence[Any], _: Mapping[str, Any]) -> str:
     """Memory formats do not exist in ONNX."""
     del name
     return _operand(graph, args[0])
@@ -305,7 +311,7 @@ def build_onnx(
             expected=f"{channels[0]} channels, as Nx{channels[0]}xHxW",
             found="x".join(map(str, shape)),
         )
-    graph = _Graph(torch.float16 if precision == "fp16" else torch.float32)
+    graph = Graph(torch.float16 if precision == "fp16" else torch.float32)
     result = _lower(graph, network)
     graph.nodes[-1].output[0] = OUTPUT
     if result != f"{graph.nodes[-1].name}.out":
@@ -338,7 +344,7 @@ def build_onnx(
     return model
 
 
-def _lower(graph: _Graph, network: nn.Module) -> str:
+def _lower(graph: Graph, network: nn.Module) -> str:
     """Append every traced operation to the graph; returns the name of the result."""
     tensors = dict(network.state_dict())
     values: dict[fx.Node, Operand] = {}
@@ -355,7 +361,7 @@ def _lower(graph: _Graph, network: nn.Module) -> str:
     raise ConversionError("the traced network has no output")
 
 
-def _lower_call(graph: _Graph, node: fx.Node, values: Mapping[fx.Node, Operand]) -> Operand:
+def _lower_call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Operand]) -> Operand:
     def resolve(argument: fx.Node) -> Any:
         return values[argument]
 

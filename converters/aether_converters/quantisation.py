@@ -1,0 +1,304 @@
+"""Which layers of a network compute in int8, and on which grid each tensor is rounded.
+
+A plan says it once. `simulate` runs it in PyTorch, `integer_graph` writes it as ONNX; both round the
+same tensors to the same grids, so what calibration measures is what a file computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from aether_converters.errors import ConversionError
+from aether_core import (
+    RGB_MEAN,
+    SCALES,
+    AetherConfig,
+    AetherNet,
+    GatedFFN,
+    input_scale,
+    weight_scales,
+)
+
+Target = Literal["tensorrt", "cpu"]
+TARGETS: Final[tuple[Target, ...]] = get_args(Target)
+
+FIRST: Final = "conv_first"
+LAST: Final = "conv_last"
+GATE: Final = "fc1_gate"
+MAIN: Final = "fc1_main"
+LEVELS: Final = 255  # of an 8-bit picture
+WEIGHT_LIMIT: Final = 127
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The evenly spaced values that 8 bits can name: (q - zero_point) * scale.
+
+    Attributes:
+        scale: Distance of two neighbours, a float32 above zero.
+        zero_point: The q that stands for 0.
+        signed: Whether q lies in -128..127 or in 0..255.
+    """
+
+    scale: float
+    zero_point: int
+    signed: bool
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest q."""
+        return (-128, 127) if self.signed else (0, 255)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The nearest value of the grid for each of x, as ONNX's QuantizeLinear has it."""
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *self.limits)
+
+
+def symmetric_grid(amax: float, *, signed: bool) -> Grid:
+    """The grid of `aether_core.prepare_qat` for values of at most `amax`.
+
+    Unsigned, it has the same values, and 128 for 0.
+    """
+    scale = float(input_scale(torch.tensor(amax, dtype=torch.float32)))
+    return Grid(scale, 0 if signed else 128, signed)
+
+
+def spanning_grid(low: float, high: float) -> Grid:
+    """The unsigned grid from `low` to `high`, with 0 on it."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / 255, 1e-12)
+    return Grid(float(torch.tensor(scale)), min(max(round(-low / scale), 0), 255), signed=False)
+
+
+def grid_for(low: float, high: float, target: Target) -> Grid:
+    """The grid of a target for values from `low` to `high`."""
+    if target == "tensorrt":
+        return symmetric_grid(max(abs(low), abs(high)), signed=True)
+    return spanning_grid(low, high)
+
+
+PICTURE: Final[Mapping[Target, Grid]] = {
+    "tensorrt": Grid(float(torch.tensor(1 / LEVELS)), 0, signed=True),
+    "cpu": Grid(float(torch.tensor(1 / LEVELS)), 128, signed=False),
+}
+"""Holds every pixel of an 8-bit picture exactly, 128 / 255 being its zero; see `recentred`."""
+
+PIXELS: Final = Grid(float(torch.tensor(1 / LEVELS)), 0, signed=False)
+"""An 8-bit picture: what the last layer of the CPU target gives, clipped to [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is rounded to int8.
+
+    Attributes:
+        target: Who will run it.
+        inputs: By layer that computes in int8, the grid of its input. Its weights are symmetric
+            for each output channel.
+        outputs: By layer, the grid of its result, where integer kernels give integers.
+        activations: By feed-forward, the grid of its activated gate.
+        trained: The layers whose grid was learnt in training.
+        notes: What the user should know.
+    """
+
+    target: Target
+    inputs: Mapping[str, Grid]
+    outputs: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
+    activations: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
+    trained: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def only(self, layers: Collection[str]) -> Plan:
+        """The same plan with these layers alone in int8."""
+        return replace(
+            self,
+            inputs={name: grid for name, grid in self.inputs.items() if name in layers},
+            outputs={name: grid for name, grid in self.outputs.items() if name in layers},
+            activations={
+                name: grid
+                for name, grid in self.activations.items()
+                if f"{name}.{MAIN}" in layers
+            },
+        )
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every convolution and linear map of a fused network, by name, in its order."""
+    modules = cast("Mapping[str, nn.Module]", dict(cast(Any, network).named_modules()))
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    }
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether it is a convolution of each channel by itself."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def chosen_layers(
+    network: AetherNet,
+    target: Target,
+    *,
+    everything: bool = False,
+    keep_float: Collection[str] = (),
+) -> list[str]:
+    """The layers that compute in int8, in order of the network.
+
+    Measured on trained networks: the depthwise kernels lose most and gain no speed; attention
+    weighs whole channels or pixels and has no arithmetic to speak of; the first layer is small,
+    and costs nothing only where its grid holds every pixel exactly and its result stays float.
+
+    Args:
+        network: Fused.
+        target: Who will run it.
+        everything: Every convolution and linear map, whatever it costs.
+        keep_float: Names that stay float; `*` stands for any text.
+
+    Raises:
+        ConversionError: No layer is called as `keep_float` says.
+    """
+    layers = layers_of(network)
+    chosen = [name for name, layer in layers.items() if everything or _pays(name, layer, target)]
+    if not everything and not (target == "tensorrt" and has_picture_grid(network.config)):
+        chosen.remove(FIRST)
+    for pattern in keep_float:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ConversionError(
+                f"no layer is called {pattern}",
+                expected=f"one of {', '.join(layers)}",
+                advice="name layers as --sensitivity lists them, or use *, such as layers.*.conv.*",
+            )
+        chosen = [name for name in chosen if not fnmatchcase(name, pattern)]
+    return chosen
+
+
+def _pays(name: str, layer: nn.Module, target: Target) -> bool:
+    del target
+    return not is_depthwise(layer) and "_attn." not in name
+
+
+def has_picture_grid(config: AetherConfig) -> bool:
+    """Whether the first layer sees RGB pixels around the middle of their range."""
+    return config.in_chans == 3 and not config.stored_mean and config.img_range == 1.0
+
+
+def recentred(network: AetherNet) -> AetherNet:
+    """A copy that subtracts 128 / 255 instead of the mean, and computes the same.
+
+    8-bit pixels then lie on the grid `PICTURE`; around the mean of 127.5 / 255 each would fall in
+    the middle between two of its values, and rounding would darken the picture. The difference is
+    part of two biases; at the border, which is padded with zeros, it is 1 / 510 of a weight's sum.
+    """
+    moved = copy.deepcopy(network)
+    if not has_picture_grid(network.config):
+        return moved
+    shift = 128 / LEVELS - RGB_MEAN
+    moved.mean = RGB_MEAN + shift
+    first, last = (cast(nn.Conv2d, getattr(moved, name)) for name in (FIRST, LAST))
+    with torch.no_grad():
+        _bias(first).add_(shift * first.weight.sum(dim=(1, 2, 3)))
+        _bias(last).sub_(shift)
+    return moved
+
+
+def _bias(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.bias)
+
+
+def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The int8 weights (C_out, ...) and the step of each output channel, (C_out) float32.
+
+    Rounded as `aether_core.prepare_qat` rounds them, so that what was trained is what is written.
+    """
+    scales = weight_scales(weight)
+    values = torch.fake_quantize_per_channel_affine(
+        weight.detach().float(),
+        scales,
+        torch.zeros_like(scales, dtype=torch.int32),
+        0,
+        -WEIGHT_LIMIT,
+        WEIGHT_LIMIT,
+    )
+    steps = scales.reshape(-1, *[1] * (weight.dim() - 1))
+    return (values / steps).round().to(torch.int8), scales
+
+
+def simulate(network: AetherNet, plan: Plan) -> AetherNet:
+    """A copy of a fused network that rounds what the plan rounds, in float32 arithmetic."""
+    copied = copy.deepcopy(network)
+    for block in copied.modules():
+        if hasattr(block, "quantised"):
+            block.quantised = True  # every layer is then called by itself, and so are its hooks
+    with torch.no_grad():
+        for name, grid in plan.inputs.items():
+            layer = copied.get_submodule(name)
+            integers, scales = quantised_weight(cast(Tensor, layer.weight))
+            steps = scales.reshape(-1, *[1] * (integers.dim() - 1))
+            layer.weight = nn.Parameter(integers * steps, requires_grad=False)
+            layer.register_forward_pre_hook(_round_input(grid))
+    for name, grid in plan.outputs.items():
+        layer = copied.get_submodule(name)
+        if name == LAST:
+            grid = replace(grid, zero_point=0)
+            layer.register_forward_hook(_round_pixels(grid, _mean(copied)))
+        else:
+            layer.register_forward_hook(_round_output(grid))
+    for name, grid in plan.activations.items():
+        part = cast(GatedFFN, copied.get_submodule(name))
+        part.activation = _rounded_activation(part.activation, grid)
+    return copied
+
+
+def _mean(network: AetherNet) -> float:
+    """What is added to the last convolution's result."""
+    return 0.0 if isinstance(network.mean, Tensor) else network.mean
+
+
+def _round_input(grid: Grid) -> Callable[..., tuple[Tensor]]:
+    return lambda _layer, inputs: (grid.rounded(inputs[0]),)
+
+
+def _round_output(grid: Grid) -> Callable[..., Tensor]:
+    return lambda _layer, _inputs, output: grid.rounded(output)
+
+
+def _round_pixels(grid: Grid, mean: float) -> Callable[..., Tensor]:
+    return lambda _layer, _inputs, output: grid.rounded(output + mean) - mean
+
+
+def _rounded_activation(function: Callable[[Tensor], Tensor], grid: Grid) -> Any:
+    return lambda x: grid.rounded(function(x))
+
+
+def output_layers(network: AetherNet, layers: Collection[str]) -> list[str]:
+    """The layers whose result the CPU's integer kernels give as integers.
+
+    Linear maps give floats, except the main map of a feed-forward, whose product with the gate is
+    one of integers.
+    """
+    modules = layers_of(network)
+    return [
+        name
+        for name in layers
+        if isinstance(modules[name], nn.Conv2d) or name.endswith(f".{MAIN}")
+    ]
+
+
+def shuffled_into(config: AetherConfig) -> dict[str, str]:
+    """By layer whose result reaches another layer unchanged but for its order: that layer."""
+    steps = len(SCALES[config.scale]) if config.head_widths is None else len(config.head_widths)
+    heads = [f"upsample.{2 * index}" for index in range(steps)]
+    after = [*heads[1:], LAST]
+    straight = dict(zip(heads, after, strict=True))
+    if not config.head_activation:
+        straight["conv_before_upsample.0"] = heads[0] if heads else LAST
+    return straight
