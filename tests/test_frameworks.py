@@ -146,6 +146,7 @@ class Checkout:
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
             env={**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
         )
         output = result.stdout + result.stderr
