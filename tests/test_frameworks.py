@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 import torch
@@ -89,11 +89,10 @@ def configure_redux(options: Options, pictures: Path, steps: int) -> None:
 
 def toml(table: Options, name: str = "") -> str:
     """The table as TOML, of which JSON's numbers, strings, switches and lists are a part."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += [f"[{name}{key}]", toml(value, f"{name}{key}.")]
+    tables = {key: cast(Options, value) for key, value in table.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(table[key])}" for key in table if key not in tables]
+    for key, inner in tables.items():
+        lines += [f"[{name}{key}]", toml(inner, f"{name}{key}.")]
     return "\n".join(lines)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ import yaml
 
 import aether_core
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+tomllib: Any = pytest.importorskip("tomllib")  # from Python 3.11 on
 
 WRAPPERS = Path(aether_core.__file__).parent / "wrappers"
 FILES = sorted(WRAPPERS.glob("*/aether_arch.py"))

@@ -8,8 +8,10 @@ about speed, memory or numbers on a GPU.
 
 from __future__ import annotations
 
+import inspect
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +37,7 @@ def moved(call: Any) -> Any:
 class TensorsOnCpu(TorchFunctionMode):
     """While it is active, every tensor is made on the CPU and stays there."""
 
-    def __torch_function__(  # noqa: D105
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cuda:
             return args[0]
         return moved(func)(*args, **(kwargs or {}))
@@ -46,34 +46,46 @@ class TensorsOnCpu(TorchFunctionMode):
 class Generator(torch.Generator):
     """A generator of random numbers on the CPU, whatever the device."""
 
-    def __new__(cls, device: object = None) -> Generator:  # noqa: ARG004, D102
+    def __new__(cls, device: Any = None) -> Generator:  # noqa: ARG004
         return super().__new__(cls)
+
+    def __init__(self, device: Any = None) -> None:  # noqa: ARG002
+        super().__init__()
 
 
 def called_by_torch() -> bool:
     """Whether torch itself asks, which knows what to do without a GPU."""
-    return sys._getframe(2).f_globals["__name__"].startswith("torch.")  # noqa: SLF001
+    frame = inspect.stack(context=0)[2].frame
+    return str(frame.f_globals["__name__"]).startswith("torch.")
+
+
+def always(value: object) -> Callable[..., object]:
+    """A function that gives this value, whatever it is asked."""
+
+    def answer(*_: object, **__: object) -> object:
+        return value
+
+    return answer
 
 
 def pretend() -> None:
     """Let torch say that there is a GPU, and use the CPU for it."""
-    gpu = SimpleNamespace(
-        name="CPU", total_memory=2**30, major=7, minor=0, multi_processor_count=1
-    )
-    torch.cuda.is_available = lambda: not called_by_torch()
-    torch.cuda.is_bf16_supported = lambda *_: True
-    torch.cuda.device_count = lambda: 1
-    torch.cuda.current_device = lambda: 0
-    torch.cuda.get_device_name = lambda *_: gpu.name
-    torch.cuda.get_device_capability = lambda *_: (gpu.major, gpu.minor)
-    torch.cuda.get_device_properties = lambda *_: gpu
-    torch.cuda.set_per_process_memory_fraction = lambda *_, **__: None
-    torch.cuda.max_memory_allocated = lambda *_: 0
-    torch.cuda.Stream = torch.cpu.Stream
-    torch.cuda.stream = torch.cpu.stream
-    torch.cuda.current_stream = torch.cpu.current_stream
+    cuda: Any = torch.cuda
+    gpu = SimpleNamespace(name="CPU", total_memory=2**30, major=7, minor=0, multi_processor_count=1)
+    cuda.is_available = lambda: not called_by_torch()
+    cuda.is_bf16_supported = always(True)
+    cuda.device_count = always(1)
+    cuda.current_device = always(0)
+    cuda.get_device_name = always(gpu.name)
+    cuda.get_device_capability = always((gpu.major, gpu.minor))
+    cuda.get_device_properties = always(gpu)
+    cuda.set_per_process_memory_fraction = always(None)
+    cuda.max_memory_allocated = always(0)
+    cuda.Stream = torch.cpu.Stream
+    cuda.stream = torch.cpu.stream
+    cuda.current_stream = torch.cpu.current_stream
     torch.Generator = Generator
-    torch.set_default_device = lambda _: None
+    torch.set_default_device = always(None)
     torch.load = moved(torch.load)
     torch.autocast = moved(torch.autocast)
 

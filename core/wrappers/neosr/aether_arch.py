@@ -2,14 +2,16 @@
 
 It needs `aether_core`: install aether-spandrel, or copy `aether_core.py` beside `train.py`.
 """
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from aether_core import AetherNet, aether, aether_large, aether_medium, aether_small, prepare_qat
 from neosr.archs.arch_util import net_opt
 from neosr.utils.registry import ARCH_REGISTRY
+
+from aether_core import AetherNet, aether, aether_large, aether_medium, aether_small, prepare_qat
 
 # neosr tells a network its scale in no other way.
 upscale, _ = net_opt()

@@ -2,13 +2,15 @@
 
 It needs `aether_core`: install aether-spandrel, or copy `aether_core.py` beside `train.py`.
 """
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from aether_core import AetherNet, aether, aether_large, aether_medium, aether_small, prepare_qat
 from traiNNer.utils.registry import ARCH_REGISTRY
+
+from aether_core import AetherNet, aether, aether_large, aether_medium, aether_small, prepare_qat
 
 
 def register(build: Callable[..., AetherNet]) -> None:
