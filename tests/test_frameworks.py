@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -33,7 +34,8 @@ from tests.test_wrappers import WRAPPERS, Options, read_options
 
 pytestmark = pytest.mark.frameworks
 
-WITHOUT_CUDA = Path(__file__).parent / "programs" / "without_cuda.py"
+ROOT = Path(__file__).parent.parent
+WITHOUT_CUDA = ROOT / "tests" / "programs" / "without_cuda.py"
 SCALE = 2
 STEPS = 4  # of each run, of which there are two: a training and its resumption
 NETWORK: Options = {"type": "aether", "embed_dim": 16, "depths": [1, 2], "lk_kernel": 7}
@@ -132,8 +134,10 @@ class Checkout:
         self.root = folder / name
         skipped = (".git", "venv", ".venv", "experiments", "docs", "tests", "__pycache__")
         shutil.copytree(original, self.root, ignore=shutil.ignore_patterns(*skipped))
-        shutil.copy(self.shipped / "aether_arch.py", self.root / self.framework.archs)
-        shutil.copy(aether_core.__file__, self.root)
+        for command in copies(name):
+            subprocess.run(
+                ["sh", "-c", command], cwd=ROOT, env={**os.environ, "HOME": str(folder)}, check=True
+            )
         self.pictures = folder / "pictures"
         draw_pictures(self.pictures)
 
@@ -198,6 +202,14 @@ class Training:
 
     def latest(self, step: int = 2 * STEPS) -> Path:
         return self.folder / "models" / self.framework.latest.format(step=step)
+
+
+def copies(name: str) -> list[str]:
+    """What docs/training.md lets a trainer copy."""
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    commands = re.findall(rf"^cp \S+ ~/{name}/\S*$", page, re.MULTILINE)
+    assert len(commands) == 3
+    return commands
 
 
 def draw_pictures(folder: Path) -> None:
