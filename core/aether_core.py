@@ -284,12 +284,15 @@ class InputRange(nn.Module):
     range before the next one, so that activation checkpointing, which computes layers again,
     sees the same range both times and one reduction serves all layers of all processes.
 
+    All entries are float32, counts and switches too: trainers' averages of networks (EMA) leave
+    integers as they were at the start, and an averaged network would look as if it had seen none.
+
     Attributes:
         amax: () float32, the range: an average over the first batches, then a moving one.
         seen: () float32, the largest absolute value of the batch that has not entered it yet.
-        batches: () int64, how many have; nothing is quantised before `warmup` have.
-        enabled: () uint8, whether the layer is quantised.
-        frozen: () uint8, whether the range stays as it is.
+        batches: () float32, how many have; nothing is quantised before `warmup` have.
+        enabled: () float32, 0 or 1, whether the layer is quantised.
+        frozen: () float32, 0 or 1, whether the range stays as it is.
         momentum: Of the moving average, in [0, 1).
         warmup: In batches, at least 1.
     """
@@ -305,14 +308,9 @@ class InputRange(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.warmup = warmup
-        for name, value, dtype in (
-            ("amax", 0, torch.float32),
-            ("seen", 0, torch.float32),
-            ("batches", 0, torch.int64),
-            ("enabled", 1, torch.uint8),
-            ("frozen", 0, torch.uint8),
-        ):
-            self.register_buffer(name, torch.tensor(value, dtype=dtype, device=device))
+        for name in ("amax", "seen", "batches", "enabled", "frozen"):
+            start = torch.tensor(float(name == "enabled"), dtype=torch.float32, device=device)
+            self.register_buffer(name, start)
 
     def forward(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """The input and the weights that meet it, quantised if that is due, in their own dtypes."""

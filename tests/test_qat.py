@@ -447,6 +447,25 @@ def test_averaged_models_take_the_ranges_along():
     assert ranges(average.module)["conv_first"] > 0
 
 
+def test_averages_that_leave_integers_behind_keep_the_ranges_too():
+    """As ema-pytorch does it, with which traiNNer-redux averages."""
+    network = prepare_qat(tiny(drop_path_rate=0.0), warmup=1).train()
+    average = copy.deepcopy(network).eval()
+    for seed in range(4):
+        network(batch(seed))
+        for mean, new in zip(
+            average.state_dict().values(), network.state_dict().values(), strict=True
+        ):
+            if mean.is_floating_point():
+                mean.lerp_(new, 0.5)
+    found = read_network(Checkpoint.from_object(average.state_dict())).ranges
+    assert not found.unusable
+    assert min(found.usable.values()) > 0
+    active = average(batch())
+    set_quantised(average, False)
+    assert not torch.equal(active, average(batch()))
+
+
 def test_a_copy_that_averages_parameters_alone_stays_float_and_says_so():
     network = prepare_qat(tiny(drop_path_rate=0.0), warmup=1).train()
     average = copy.deepcopy(network).eval()

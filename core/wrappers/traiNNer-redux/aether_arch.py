@@ -1,0 +1,28 @@
+"""AetherNet for traiNNer-redux: copy this file to `traiNNer/archs/`, where its name makes it known.
+
+It needs `aether_core`: install aether-spandrel, or copy `aether_core.py` beside `train.py`.
+"""
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from traiNNer.utils.registry import ARCH_REGISTRY
+
+from aether_core import AetherNet, aether, aether_large, aether_medium, aether_small, prepare_qat
+
+
+def register(build: Callable[..., AetherNet]) -> None:
+    """Register a network that takes the options of `build`, and those of `prepare_qat` as `qat`."""
+
+    @wraps(build)
+    def trainable(*, qat: dict[str, Any] | None = None, **options: Any) -> AetherNet:
+        network = build(**options)
+        return network if qat is None else prepare_qat(network, **qat)
+
+    ARCH_REGISTRY.register(trainable)
+
+
+for network in (aether, aether_small, aether_medium, aether_large):
+    register(network)
