@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aether_converters.atomic import complete_or_nothing
-from aether_converters.engine_sidecar import Sidecar, sidecar_path
+from aether_converters.engine_sidecar import EngineNetwork, Sidecar, sidecar_path
 from aether_converters.errors import require
 from aether_converters.macs import graph_macs
 from aether_converters.nvidia_driver import Driver, probe_driver
@@ -24,7 +24,7 @@ from aether_converters.tensorrt_build import (
     build_plan,
     refuse_float,
 )
-from aether_converters.upscalers import Upscaler, open_upscaler
+from aether_converters.upscalers import open_upscaler
 from aether_converters.verification import ArtefactReport, Reference, verify_artefact
 
 PACKAGES: Final = ("aether-spandrel", "onnx", "torch")
@@ -62,19 +62,20 @@ def write_engine(
         ConversionError: A file cannot be written.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, target.with_suffix(".onnx").name)
-        file.write_bytes(onnx)
-        model = open_upscaler(file)
-        checked = replace(verify_artefact(model, reference), path=target)
-        if not checked.passed:
-            return replace(checked, format="trt", precision=precision)
-        macs = graph_macs(file, (1, model.channels[0], COUNTED_SIDE, COUNTED_SIDE)) or 0
+    checked, network, channels = _checked_graph(onnx, target, reference)
+    if not checked.passed:
+        return replace(checked, format="trt", precision=precision)
     plan = build_plan(onnx, options, file=target, progress=progress)
     refuse_float(plan, file=target)
     driver = probe_driver()
-    sidecar = describe_engine(
-        plan, options, model, onnx=onnx, precision=precision, macs=macs, driver=driver
+    sidecar = _description(
+        plan,
+        options,
+        network,
+        channels=channels,
+        onnx=onnx,
+        precision=precision,
+        driver=driver,
     )
     with (
         complete_or_nothing(sidecar_path(target), force=force) as description,
@@ -91,27 +92,37 @@ def write_engine(
     return replace(report, path=target, seconds=time.perf_counter() - started, details=details)
 
 
-def describe_engine(
+def _checked_graph(
+    onnx: bytes, target: Path, reference: Reference
+) -> tuple[ArtefactReport, EngineNetwork, tuple[int, int]]:
+    """How the ONNX model compares with the source, what its network is, and its channels."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, target.with_suffix(".onnx").name)
+        file.write_bytes(onnx)
+        # The session's memory is free again before the builder takes its own.
+        model = open_upscaler(file)
+        checked = replace(verify_artefact(model, reference), path=target)
+        macs = graph_macs(file, (1, model.channels[0], COUNTED_SIDE, COUNTED_SIDE)) or 0
+    network = EngineNetwork(
+        scale=model.scale,
+        receptive_radius=model.receptive_radius,
+        global_context=model.global_context,
+        bytes_per_pixel=model.bytes_per_pixel,
+        macs_per_pixel=math.ceil(macs / COUNTED_SIDE**2),
+    )
+    return checked, network, model.channels
+
+
+def _description(
     plan: Plan,
     options: EngineOptions,
-    model: Upscaler,
+    network: EngineNetwork,
     *,
+    channels: tuple[int, int],
     onnx: bytes,
     precision: str,
-    macs: int,
     driver: Driver,
 ) -> Sidecar:
-    """What is known of a plan.
-
-    Args:
-        plan: As built.
-        options: With which.
-        model: The ONNX file, opened.
-        onnx: The same file.
-        precision: fp32, fp16 or int8.
-        macs: Multiply-accumulates of a picture of 64 x 64 px.
-        driver: Of this computer.
-    """
     metadata = _metadata(onnx)
     on_gpu = plan.backend == "tensorrt" and driver.answers
     return Sidecar(
@@ -121,7 +132,7 @@ def describe_engine(
         backend_version=plan.version,
         precision=precision,
         input=plan.input,
-        output=replace(plan.output, shape=_output_shape(plan, model)),
+        output=replace(plan.output, shape=_output_shape(plan, channels[1])),
         profiles=plan.profiles,
         compute_capabilities=plan.compute_capabilities,
         gpu=driver.gpus[0].name if on_gpu else "",
@@ -130,11 +141,7 @@ def describe_engine(
         layers=len(plan.layers),
         int8_layers=sum(layer.int8 for layer in plan.layers),
         int8_declared=len(plan.declared_int8),
-        scale=model.scale,
-        receptive_radius=model.receptive_radius,
-        global_context=model.global_context,
-        bytes_per_pixel=model.bytes_per_pixel,
-        macs_per_pixel=math.ceil(macs / COUNTED_SIDE**2),
+        network=network,
         onnx_sha256=hashlib.sha256(onnx).hexdigest(),
         source_sha256=metadata.get("source_sha256", hashlib.sha256(onnx).hexdigest()),
         model=metadata,
@@ -142,10 +149,10 @@ def describe_engine(
     )
 
 
-def _output_shape(plan: Plan, model: Upscaler) -> tuple[int, ...]:
-    # The channels are not always known to the parser; to the model they are.
+def _output_shape(plan: Plan, channels: int) -> tuple[int, ...]:
+    # The parser does not always infer the channels; the ONNX file says them.
     batch, _, height, width = plan.output.shape
-    return batch, model.channels[1], height, width
+    return batch, channels, height, width
 
 
 def _metadata(onnx: bytes) -> Mapping[str, str]:

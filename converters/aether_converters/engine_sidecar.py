@@ -15,12 +15,31 @@ from typing import Any, Final, cast
 
 from aether_converters.errors import EngineError
 from aether_converters.tensorrt_backend import BACKENDS, BackendName
-from aether_converters.tensorrt_build import Binding, Profile, Shape, shape_in_words
+from aether_converters.tensorrt_build import HARDWARE, Binding, Profile, Shape, shape_in_words
 
 KIND: Final = "aether-spandrel engine"
 VERSION: Final = 1
 LARGEST: Final = 2**20  # bytes; a longer file is not ours
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineNetwork:
+    """What tiles and figures depend on, of the network in an engine.
+
+    Attributes:
+        scale: Upscaling factor.
+        receptive_radius: Input px in each direction that an output pixel can depend on.
+        global_context: Whether it depends on the whole image beyond that.
+        bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
+        macs_per_pixel: Multiply-accumulates per input px; 0 where they cannot be counted.
+    """
+
+    scale: int
+    receptive_radius: int
+    global_context: bool
+    bytes_per_pixel: int
+    macs_per_pixel: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +62,7 @@ class Sidecar:
         layers: How many it has; 0 where the builder did not say.
         int8_layers: How many of them multiply in int8.
         int8_declared: Nodes of the ONNX file that do.
-        scale: Upscaling factor.
-        receptive_radius: Input px in each direction that an output pixel can depend on.
-        global_context: Whether it depends on the whole image beyond that.
-        bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
-        macs_per_pixel: Multiply-accumulates per input px.
+        network: What tiles and figures depend on.
         onnx_sha256: Of the ONNX file that it was built from, in hexadecimal.
         source_sha256: Of the checkpoint, in hexadecimal.
         model: What the ONNX file says about itself, such as revision and name.
@@ -69,11 +84,7 @@ class Sidecar:
     layers: int
     int8_layers: int
     int8_declared: int
-    scale: int
-    receptive_radius: int
-    global_context: bool
-    bytes_per_pixel: int
-    macs_per_pixel: int
+    network: EngineNetwork
     onnx_sha256: str
     source_sha256: str
     model: Mapping[str, object] = field(repr=False)
@@ -106,7 +117,7 @@ class Sidecar:
         return [
             ("engine", f"{built}, {self.engine_bytes:,} bytes"),
             ("network", f"AetherNet, revision {self.model.get('revision', 'unknown')}"),
-            ("scale", f"{self.scale}x"),
+            ("scale", f"{self.network.scale}x"),
             ("precision", f"{self.precision}; input and output {self.input.dtype}"),
             *((name, f"{b.name} {_dims(b)}") for name, b in self._bindings()),
             *(("profile", text) for text in sizes or [shape_in_words(self.input.shape)]),
@@ -321,6 +332,17 @@ def _binding(value: object) -> Binding:
     )
 
 
+def _network(value: object) -> EngineNetwork:
+    found = _mapping(value)
+    return EngineNetwork(
+        scale=_at_least_one(found.get("scale")),
+        receptive_radius=_count(found.get("receptive_radius")),
+        global_context=_flag(found.get("global_context")),
+        bytes_per_pixel=_at_least_one(found.get("bytes_per_pixel")),
+        macs_per_pixel=_count(found.get("macs_per_pixel")),
+    )
+
+
 READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "engine_sha256": _sha256,
     "engine_bytes": _at_least_one,
@@ -332,16 +354,12 @@ READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "profiles": _many(_profile),
     "compute_capabilities": _many(_text),
     "gpu": _text,
-    "hardware_compatibility": _one_of("none", "ampere_plus", "same_compute_capability"),
+    "hardware_compatibility": _one_of(*HARDWARE),
     "version_compatible": _flag,
     "layers": _count,
     "int8_layers": _count,
     "int8_declared": _count,
-    "scale": _at_least_one,
-    "receptive_radius": _count,
-    "global_context": _flag,
-    "bytes_per_pixel": _at_least_one,
-    "macs_per_pixel": _count,
+    "network": _network,
     "onnx_sha256": _sha256,
     "source_sha256": _sha256,
     "model": _mapping,

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, cast, get_args
 
 from aether_converters.errors import EngineError, require
 from aether_converters.tensorrt_backend import (
@@ -29,6 +29,7 @@ from aether_converters.tensorrt_layers import (
 
 Shape = tuple[int, int, int, int]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+HARDWARE: Final[tuple[HardwareCompatibility, ...]] = get_args(HardwareCompatibility)
 BuildProgress = Callable[[str, int, int], None]
 """Told the name of the phase, the steps that are done and how many it has."""
 
@@ -96,6 +97,11 @@ class EngineOptions:
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
+
+    @property
+    def ending(self) -> str:
+        """Of the engine's file; TensorRT does not read what TensorRT-RTX wrote."""
+        return "_rtx.engine" if self.backend == "tensorrt-rtx" else ".engine"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,11 +78,11 @@ def open_engine(path: Path, *, device: str = "cuda", sidecar: Sidecar | None = N
         format="trt",
         precision=sidecar.precision,
         channels=sidecar.channels,
-        scale=sidecar.scale,
-        receptive_radius=sidecar.receptive_radius,
-        global_context=sidecar.global_context,
+        scale=sidecar.network.scale,
+        receptive_radius=sidecar.network.receptive_radius,
+        global_context=sidecar.network.global_context,
         fixed_size=sidecar.fixed_size,
-        bytes_per_pixel=sidecar.bytes_per_pixel,
+        bytes_per_pixel=sidecar.network.bytes_per_pixel,
         details=engine_details(sidecar),
         run=engine.run,
         size_ranges=tuple(_size_range(profile) for profile in sidecar.profiles),
@@ -273,7 +273,7 @@ class _Engine:
 
     def _allocated(self, shape: tuple[int, int, int, int]) -> _Buffers:
         batch, _, height, width = shape
-        scale, channels = self.sidecar.scale, self.sidecar.channels[1]
+        scale, channels = self.sidecar.network.scale, self.sidecar.channels[1]
         dtype = DTYPES[self.sidecar.input.dtype]
         enlarged = (batch, channels, scale * height, scale * width)
         staged = torch.empty(shape, device=self.device)
