@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast, get_args
+from typing import Any, Final, Literal, NoReturn, get_args
 
 from aether_converters.errors import EngineError, require
 from aether_converters.tensorrt_backend import (
@@ -20,7 +20,6 @@ from aether_converters.tensorrt_backend import (
     load_backend,
 )
 from aether_converters.tensorrt_layers import (
-    DTYPES,
     Layer,
     declared_int8,
     parse_layers,
@@ -297,9 +296,9 @@ class _Build:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.options.workspace)
         profiles = self._profiles(source)
         for sizes in profiles:
-            profile = builder.create_optimization_profile()
-            profile.set_shape(source.name, sizes.min, sizes.opt, sizes.max)
-            config.add_optimization_profile(profile)
+            shapes = builder.create_optimization_profile()
+            shapes.set_shape(source.name, sizes.min, sizes.opt, sizes.max)
+            config.add_optimization_profile(shapes)
         if self.backend.name == "tensorrt-rtx":
             capabilities = self._configure_tensorrt_rtx(trt, config)
         else:
@@ -390,22 +389,13 @@ class _Build:
         return results[0]
 
     def _bindings(self, network: Any) -> tuple[Binding, Binding]:
-        found: list[Binding] = []
-        for count, get in (
-            (network.num_inputs, network.get_input),
-            (network.num_outputs, network.get_output),
-        ):
-            tensor = get(0) if count == 1 else None
-            if tensor is None or len(tensor.shape) != 4:
-                raise EngineError(
-                    "this is no image-to-image model",
-                    expected="one input and one output, (batch, channels, height, width)",
-                    found=f"{network.num_inputs} inputs and {network.num_outputs} outputs",
-                )
-            name = cast(str, tensor.dtype.name)
-            dtype = {"FLOAT": "fp32", "HALF": "fp16"}.get(name, DTYPES.get(name, name.lower()))
-            found.append(Binding(name=tensor.name, dtype=dtype, shape=tuple(tensor.shape)))
-        source, result = found
+        if (network.num_inputs, network.num_outputs) != (1, 1):
+            raise EngineError(
+                "this is no image-to-image model",
+                expected="one input and one output",
+                found=f"{network.num_inputs} inputs and {network.num_outputs} outputs",
+            )
+        source, result = _binding(network.get_input(0)), _binding(network.get_output(0))
         if source.dtype != result.dtype:
             raise EngineError(
                 "programs that run engines expect input and output of one dtype",
@@ -469,11 +459,11 @@ class _Build:
             partial.path.write_bytes(bytes(content))
 
     def _refuse_model(self, parser: Any) -> NoReturn:
-        error = parser.get_error(0) if parser.num_errors else None
-        if error is None:
+        if not parser.num_errors:
             raise EngineError("TensorRT cannot read the ONNX file", found=self._last_error())
-        name, operator = error.node_name(), error.node_operator()
-        reason = _condition(error.desc())
+        fault = parser.get_error(0)
+        name, operator = fault.node_name(), fault.node_operator()
+        reason = _condition(fault.desc())
         if not operator:
             raise EngineError(
                 "TensorRT cannot read the ONNX file",
@@ -482,7 +472,7 @@ class _Build:
             )
         raise EngineError(
             f"TensorRT does not support the operator {operator} as it is used here",
-            key=f"ONNX node {name or error.node()}",
+            key=f"ONNX node {name or fault.node()}",
             found=reason or self._last_error(),
             advice=UNSUPPORTED.get(
                 operator, "convert the model from its checkpoint with aethernet convert"
@@ -504,6 +494,24 @@ class _Build:
 
     def _last_error(self) -> str:
         return _condition(self.errors[0]) if self.errors else "TensorRT gives no reason"
+
+
+def _binding(tensor: Any) -> Binding:
+    shape: tuple[int, ...] = tuple(tensor.shape)
+    kind: str = tensor.dtype.name
+    dtype = BINDING_DTYPES.get(kind, kind.lower())
+    if len(shape) != 4 or dtype not in BINDING_DTYPES.values():
+        raise EngineError(
+            "this is no image-to-image model",
+            key=tensor.name,
+            expected="fp32 or fp16, (batch, channels, height, width)",
+            found=f"{dtype}, {shape_in_words(shape)}",
+        )
+    return Binding(name=tensor.name, dtype=dtype, shape=shape)
+
+
+BINDING_DTYPES: Final = {"FLOAT": "fp32", "HALF": "fp16"}
+"""What programs that run engines take, by TensorRT's names."""
 
 
 def check_profile(profile: Profile, source: Binding) -> None:

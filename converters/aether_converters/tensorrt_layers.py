@@ -30,7 +30,9 @@ _PARTS: Final = re.compile(
 # TensorRT 10 joins the two: "Format/Datatype: Thirty-two wide channel vectorized Int8 format".
 _DTYPE: Final = re.compile(r"Datatype: ([^,}]*)")
 _FORMAT: Final = re.compile(r"Format: (\([^)]*\)|[^,}]*)")
+_NAME: Final = re.compile(r"\{ Name: ([^,}]*)")
 _NODE: Final = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_PRODUCT: Final = re.compile(r"^__myl_\w*Cast\w*(Corr|Gemm|MatMul)")
 _MOVES: Final = re.compile(r"__myl_(?:Tran|Resh|Move|Cast|Copy)+_")
 
 
@@ -45,6 +47,7 @@ class Layer:
         constants: Dtypes of its weights.
         outputs: Dtypes of what it leaves.
         formats: Orders in memory of its inputs and outputs, as TensorRT names them.
+        writes: Names of the tensors that it leaves.
         nodes: Names of the ONNX nodes that it computes, or parts of them.
     """
 
@@ -54,18 +57,23 @@ class Layer:
     constants: tuple[str, ...]
     outputs: tuple[str, ...]
     formats: tuple[str, ...]
+    writes: tuple[str, ...]
     nodes: tuple[str, ...]
 
     @property
     def int8(self) -> bool:
-        """Whether it multiplies int8 activations by int8 weights."""
-        operands = (*self.inputs, *self.constants)
-        return "int8" in self.inputs and operands.count("int8") >= 2
+        """Whether it multiplies int8 activations by int8 weights.
+
+        Small products become part of a generated kernel, which rounds its activations itself.
+        """
+        int8 = (*self.inputs, *self.constants).count("int8")
+        return int8 >= 2 and ("int8" in self.inputs or bool(_PRODUCT.search(self.name)))
 
     @property
     def reformats(self) -> bool:
-        """Whether it changes nothing but the order in memory or the dtype."""
-        return "reformat" in self.kind.lower() or bool(_MOVES.match(self.name))
+        """Whether it changes nothing of its input but the order in memory or the dtype."""
+        moves = "reformat" in self.kind.lower() or bool(_MOVES.match(self.name))
+        return moves and bool(self.inputs)
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
@@ -97,6 +105,7 @@ def _layer(line: str) -> Layer:
         inputs=_dtypes(parts.get("Inputs", "")),
         constants=_dtypes(parts.get("Constants", "")),
         outputs=_dtypes(parts.get("Outputs", "")),
+        writes=tuple(_NAME.findall(parts.get("Outputs", ""))),
         formats=tuple(_FORMAT.findall(parts.get("Inputs", "") + parts.get("Outputs", ""))),
         nodes=tuple(_NODE.findall(parts.get("Metadata", ""))),
     )

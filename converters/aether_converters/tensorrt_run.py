@@ -68,7 +68,7 @@ def open_engine(path: Path, *, device: str = "cuda", sidecar: Sidecar | None = N
         backend = load_backend(sidecar.backend, to_run=True)
         index = _device_index(device)
         refuse_mismatch(sidecar, backend, index)
-        engine = _Engine.load(path, sidecar, backend, torch.device("cuda", index))
+        runner = _Engine.load(path, sidecar, backend, torch.device("cuda", index))
     except EngineError as error:
         raise error.in_file(path) from error.__cause__
     from aether_converters.engine_files import engine_details
@@ -84,7 +84,7 @@ def open_engine(path: Path, *, device: str = "cuda", sidecar: Sidecar | None = N
         fixed_size=sidecar.fixed_size,
         bytes_per_pixel=sidecar.network.bytes_per_pixel,
         details=engine_details(sidecar),
-        run=engine.run,
+        run=runner.run,
         size_ranges=tuple(_size_range(profile) for profile in sidecar.profiles),
     )
 
