@@ -1,4 +1,4 @@
-"""An ONNX file with its convolutions in int8, as TensorRT takes it: symmetric, scales of its dtype."""
+"""An ONNX file with its convolutions in int8, as TensorRT takes it: symmetric."""
 
 from __future__ import annotations
 

@@ -276,9 +276,9 @@ def test_verify_fails_for_a_file_of_another_training(
         ),
         (
             ("upscale", "no.onnx", "no.png", "--device", "cuda"),
-            "error: no.onnx: ONNX files run on the CPU\n"
+            "error: no.onnx: --device is for PyTorch: ONNX files run where --provider says\n"
             "  found     --device cuda\n"
-            "  next      leave --device away, or run the .pth or .safetensors file\n",
+            "  next      try --provider cuda, or run the .pth or .safetensors file\n",
         ),
     ],
 )

@@ -46,7 +46,7 @@ def source(module: object) -> ast.Module:
 
 
 def held(node: ast.expr) -> str | None:
-    """The class of what an expression holds; "trt" for the module itself, None if not TensorRT's."""
+    """The class of what an expression holds; "trt" for the module, None if not TensorRT's."""
     if isinstance(node, ast.Name):
         return "trt" if node.id == "trt" else VARIABLES.get(node.id)
     if isinstance(node, ast.Attribute):
@@ -118,7 +118,9 @@ def test_every_name_exists_where_its_code_runs(library: str):
 @pytest.mark.parametrize("library", RECORDED)
 def test_a_name_of_an_older_version_would_be_noticed(library: str):
     """TensorRT 11 removed what much code on the web still uses."""
-    tree = ast.parse("def build(builder, config, trt):\n    config.set_flag(trt.BuilderFlag.FP16)\n")
+    tree = ast.parse(
+        "def build(builder, config, trt):\n    config.set_flag(trt.BuilderFlag.FP16)\n"
+    )
     ((_, owner, name),) = [use for use in uses(tree) if use[1] == "BuilderFlag"]
     assert (name in RECORDED[library][owner]) == library.startswith("tensorrt-10")
 

@@ -32,7 +32,7 @@ _DTYPE: Final = re.compile(r"Datatype: ([^,}]*)")
 _FORMAT: Final = re.compile(r"Format: (\([^)]*\)|[^,}]*)")
 _NAME: Final = re.compile(r"\{ Name: ([^,}]*)")
 _NODE: Final = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_PRODUCT: Final = re.compile(r"^__myl_\w*Cast\w*(Corr|Gemm|MatMul)")
+_ROUNDED_PRODUCT: Final = re.compile(r"RounCast(?:Conc|Repl|Resh)*(?:Corr|Gemm|MatMul)")
 _MOVES: Final = re.compile(r"__myl_(?:Tran|Resh|Move|Cast|Copy)+_")
 
 
@@ -64,10 +64,12 @@ class Layer:
     def int8(self) -> bool:
         """Whether it multiplies int8 activations by int8 weights.
 
-        Small products become part of a generated kernel, which rounds its activations itself.
+        Small products become part of a generated kernel, which rounds its activations itself; what
+        it does is in its name.
         """
-        int8 = (*self.inputs, *self.constants).count("int8")
-        return int8 >= 2 and ("int8" in self.inputs or bool(_PRODUCT.search(self.name)))
+        if "int8" in self.inputs:
+            return (*self.inputs, *self.constants).count("int8") >= 2
+        return "int8" in self.constants and bool(_ROUNDED_PRODUCT.search(self.name))
 
     @property
     def reformats(self) -> bool:
