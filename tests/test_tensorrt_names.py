@@ -27,6 +27,7 @@ VARIABLES = {
     "context": "IExecutionContext",
     "engine": "ICudaEngine",
     "fault": "ParserError",
+    "inspector": "EngineInspector",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "runtime": "Runtime",

@@ -309,15 +309,19 @@ class _Build:
             self._refuse_build()
         if self.options.timing_cache is not None:
             self._save_timing_cache_tensorrt(config, self.options.timing_cache)
+        content = bytes(plan)
+        text = "\n".join(self.layers)
+        if not text and self.backend.name == "tensorrt":
+            text = self._layers_tensorrt(trt, logger, content)
         return Plan(
-            content=bytes(plan),
+            content=content,
             backend=self.backend.name,
             version=self.backend.version,
             input=source,
             output=result,
             profiles=profiles,
             compute_capabilities=capabilities,
-            layers=parse_layers("\n".join(self.layers)),
+            layers=parse_layers(text),
             declared_int8=self._declared_int8(),
         )
 
@@ -449,6 +453,16 @@ class _Build:
                     advice="name another file with --timing-cache; it will be made",
                 )
         return tuple(dict.fromkeys(gpu.capability for gpu in self.backend.driver.gpus[:1]))
+
+    def _layers_tensorrt(self, trt: Any, logger: Any, content: bytes) -> str:
+        """What the finished engine says of its layers, where the builder's log does not."""
+        runtime = trt.Runtime(logger)
+        runtime.engine_host_code_allowed = self.options.version_compatible
+        engine = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            return ""
+        inspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
 
     def _save_timing_cache_tensorrt(self, config: Any, path: Path) -> None:
         from aether_converters.atomic import complete_or_nothing
