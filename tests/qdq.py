@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-ACTIVATION = 0.02  # qscale of every activation; what is computed does not matter here
+ACTIVATION = 0.02  # qscale where none is given, and what is computed does not matter
 
 
-def quantised(content: bytes, *, shape: Sequence[int] = (), depthwise: bool = False) -> bytes:
+def quantised(
+    content: bytes,
+    *,
+    shape: Sequence[int] = (),
+    depthwise: bool = False,
+    scales: Mapping[str, float] | None = None,
+) -> bytes:
     """The same graph with Q/DQ before every convolution, but for depthwise ones by default.
 
-    `shape` is that of the activations' scales: TensorRT wants a scalar.
+    `shape` is that of the activations' scales: TensorRT wants a scalar. `scales` has their values.
     """
     model: Any = onnx.load_from_string(content)
     graph = model.graph
@@ -35,7 +41,7 @@ def quantised(content: bytes, *, shape: Sequence[int] = (), depthwise: bool = Fa
             x, weight = node.input[:2]
             if x not in done:
                 done.add(x)
-                stored[f"{x}.scale"] = np.full(shape, ACTIVATION, dtype)
+                stored[f"{x}.scale"] = np.full(shape, (scales or {}).get(x, ACTIVATION), dtype)
                 stored[f"{x}.zero"] = np.zeros(shape, np.int8)
                 add("QuantizeLinear", f"{x}.q", [x, f"{x}.scale", f"{x}.zero"])
                 add("DequantizeLinear", f"{x}.dq", [f"{x}.q", f"{x}.scale", f"{x}.zero"])
