@@ -32,7 +32,7 @@ def quantised(
     stored = {name: tensor for name, tensor in weights.items() if name}
     done: set[str] = set()
 
-    def add(operator: str, name: str, inputs: Sequence[str], **attributes: int) -> None:
+    def add(operator: str, name: str, inputs: Sequence[str], **attributes: Any) -> None:
         nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
 
     for node in graph.node:
@@ -45,9 +45,9 @@ def quantised(
                 stored[f"{x}.zero"] = np.zeros(shape, np.int8)
                 add("QuantizeLinear", f"{x}.q", [x, f"{x}.scale", f"{x}.zero"])
                 add("DequantizeLinear", f"{x}.dq", [f"{x}.q", f"{x}.scale", f"{x}.zero"])
-            value = weights[weight].astype(np.float32)
+            value: Any = weights[weight].astype(np.float32)
             scale = np.maximum(np.abs(value).reshape(len(value), -1).max(1) / 127, 1e-6)
-            steps = np.round(value / scale.reshape(-1, 1, 1, 1)).clip(-127, 127)
+            steps: Any = (value / scale.reshape(-1, 1, 1, 1)).round().clip(-127, 127)
             stored.pop(weight, None)
             stored[f"{weight}.int8"] = steps.astype(np.int8)
             stored[f"{weight}.scale"] = scale.astype(dtype)

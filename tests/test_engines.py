@@ -17,7 +17,7 @@ import torch
 
 from aether_converters import open_upscaler
 from aether_converters import tensorrt_backend as backends
-from aether_converters.benchmark import benchmark
+from aether_converters.benchmark import Benchmark, benchmark
 from aether_converters.cli import main
 from aether_converters.engine_sidecar import (
     EngineNetwork,
@@ -176,16 +176,16 @@ def test_no_value_may_be_missing(key: str, tmp_path: Path):
 # Where it runs
 
 
+def on_cuda(engine: Path) -> Upscaler:
+    return open_upscaler(engine, device="cuda")
+
+
+def measured(engine: Path) -> Benchmark:
+    return benchmark([engine])
+
+
 @no_gpu
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda engine: open_upscaler(engine),
-        lambda engine: open_upscaler(engine, device="cuda"),
-        lambda engine: benchmark([engine]),
-    ],
-    ids=["open", "cuda", "bench"],
-)
+@pytest.mark.parametrize("run", [open_upscaler, on_cuda, measured])
 def test_without_a_gpu_it_is_said_what_is_missing(
     run: Callable[[Path], object], engine: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +14,7 @@ from aether_converters import convert, open_upscaler
 from aether_converters.benchmark import benchmark
 from aether_converters.cli import main
 from aether_converters.errors import ModelError
+from aether_converters.images import read_picture
 from aether_converters.nvidia_driver import probe_driver
 from aether_converters.providers import (
     PROVIDERS,
@@ -181,7 +181,6 @@ def test_the_cpu_may_be_asked_for(model: Path, tmp_path: Path):
     Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / "photo.png")
     command = ["upscale", model, tmp_path / "photo.png", "--provider", "cpu"]
     assert main([str(part) for part in command]) == 0
-    with Image.open(tmp_path / "photo_2x.png") as enlarged:
-        assert np.asarray(enlarged).shape == (32, 48, 3)
+    assert read_picture(tmp_path / "photo_2x.png").color.shape == (3, 32, 48)
     found = benchmark([model], sizes=[(16, 16)], seconds=0.01, provider=ProviderOptions(name="cpu"))
     assert [row.name for row in found.measurements] == [model.name]
