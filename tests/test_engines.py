@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -47,8 +49,6 @@ no_gpu = pytest.mark.skipif(probe_driver().answers, reason="there is a GPU")
 
 
 def sidecar(**changes: Any) -> Sidecar:
-    import hashlib
-
     known = Sidecar(
         engine_sha256=hashlib.sha256(PLAN).hexdigest(),
         engine_bytes=len(PLAN),
@@ -210,7 +210,7 @@ def test_tensorrt_is_not_imported_where_it_would_end_the_process(
     (fatal / "__init__.py").write_text("import os\nos.abort()\n")
     torch.save(tiny().state_dict(), tmp_path / "model.pth")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = "convert model.pth --to trt --trt-backend tensorrt"
     result = subprocess.run(
         [sys.executable, "-m", "aether_converters", *command.split()],

@@ -5,9 +5,11 @@ Left out where there is none; `docs/tensorrt.md` says where these tests have bee
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +129,6 @@ def test_an_int8_engine_computes_what_pytorch_computes(
 
 def written(content: bytes, like: Path, folder: Path) -> Path:
     """An engine with the JSON file of another one of the same network."""
-    import hashlib
-    from dataclasses import replace
-
     known = replace(
         read_sidecar(like),
         engine_sha256=hashlib.sha256(content).hexdigest(),

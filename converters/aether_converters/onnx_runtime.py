@@ -144,8 +144,7 @@ def _session(path: Path, threads: int, provider: ProviderOptions) -> onnxruntime
     options.log_severity_level = 3  # errors come back as exceptions, warnings help no user
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     try:
-        # By default it would try again on the CPU when the provider fails.
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             str(path),
             sess_options=options,
             providers=[provider.as_onnxruntime()],
@@ -158,6 +157,9 @@ def _session(path: Path, threads: int, provider: ProviderOptions) -> onnxruntime
             found=_first_line(error),
             advice="convert it again from its checkpoint with aethernet convert",
         ) from error
+    # A run that fails would be tried again on the CPU, unseen.
+    session.disable_fallback()
+    return session
 
 
 def _interface(path: Path, model: ModelProto) -> _Interface:
