@@ -18,10 +18,12 @@ def quantised(
     shape: Sequence[int] = (),
     depthwise: bool = False,
     scales: Mapping[str, float] | None = None,
+    between: str = "",
 ) -> bytes:
     """The same graph with Q/DQ before every convolution, but for depthwise ones by default.
 
     `shape` is that of the activations' scales: TensorRT wants a scalar. `scales` has their values.
+    `between` is an operator that stands between DequantizeLinear and the convolution.
     """
     model: Any = onnx.load_from_string(content)
     graph = model.graph
@@ -57,6 +59,9 @@ def quantised(
             replaced = NodeProto()
             replaced.CopyFrom(node)
             replaced.input[0], replaced.input[1] = f"{x}.dq", f"{weight}.dq"
+            if between:
+                add(between, f"{weight}.between", [f"{x}.dq"])
+                replaced.input[0] = f"{weight}.between"
             nodes.append(replaced)
         else:
             nodes.append(node)

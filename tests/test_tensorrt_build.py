@@ -157,6 +157,14 @@ def test_int8_that_would_silently_run_in_float_is_refused_by_name(folder: Path):
     assert error.found == "0"
 
 
+def test_an_operator_before_an_int8_layer_is_noticed_too(folder: Path):
+    graph = golden_graphs("g1-train-2x", folder)["fp32"]
+    plan = build_plan(quantised(graph, between="LeakyRelu"), RTX)
+    assert "conv_first" in plan.running_in_float
+    with pytest.raises(EngineError, match="would silently run in float"):
+        refuse_float(plan)
+
+
 def model(*nodes: onnx.NodeProto, dtype: int = TensorProto.FLOAT, rank: int = 4) -> bytes:
     dims = ["batch", 3, "height", "width"][:rank]
     graph = helper.make_graph(

@@ -5,6 +5,7 @@ Networks are strongly typed: every dtype comes from the ONNX file, and the build
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ class Plan:
         profiles: Sizes that it takes; none for a static graph.
         compute_capabilities: GPUs that it was built for.
         layers: As the builder reports them; empty where it does not.
-        declared_int8: ONNX nodes whose operands come out of int8.
+        declared_int8: ONNX nodes whose weights come out of int8.
     """
 
     content: bytes = field(repr=False)
@@ -372,21 +373,26 @@ class _Build:
         """
         results: list[Any] = []
         failures: list[Exception] = []
+        # Not `join`: interrupted, it takes a thread for ended that is not (Python up to 3.12).
+        ended = threading.Event()
 
         def work() -> None:
             try:
                 results.append(run())
             except Exception as error:  # noqa: BLE001  raised again below
                 failures.append(error)
+            finally:
+                ended.set()
 
-        thread = threading.Thread(target=work, name="aether-tensorrt-build")
-        thread.start()
+        threading.Thread(target=work, name="aether-tensorrt-build").start()
         try:
-            while thread.is_alive():
-                thread.join(PATIENCE)
+            while not ended.wait(PATIENCE):
+                pass
         except BaseException:
             self.cancelled = True
-            thread.join()
+            while not ended.is_set():
+                with contextlib.suppress(KeyboardInterrupt):  # it is on its way already
+                    ended.wait()
             raise
         for failure in failures:
             raise failure

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 QUANTISABLE: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYOUT: Final = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 DTYPES: Final = {
     "Float": "fp32",
     "FP32": "fp32",
@@ -123,14 +124,19 @@ def _dtype(text: str) -> str:
 
 
 def declared_int8(model: Any) -> tuple[str, ...]:
-    """Names of the nodes of an `onnx.ModelProto` whose operands both come out of int8."""
-    dequantised = {
-        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
-    }
+    """Names of the nodes of an `onnx.ModelProto` whose weights come out of int8."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+
+    def dequantised(name: str) -> bool:
+        node = makers.get(name)
+        while node is not None and node.op_type in LAYOUT:
+            node = makers.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
     return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type in QUANTISABLE and dequantised.issuperset(node.input[:2])
+        if node.op_type in QUANTISABLE and dequantised(node.input[1])
     )
 
 
