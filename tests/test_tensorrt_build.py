@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,17 @@ def test_what_cannot_be_built_says_why(graph: bytes, options: EngineOptions, tex
     with pytest.raises(EngineError) as refusal:
         build_plan(graph, options, file=Path("model.onnx"))
     assert str(refusal.value).startswith(text)
+
+
+def test_an_error_holds_nothing_of_the_library(folder: Path):
+    """It would be freed at any time, also when the library cannot bear it."""
+    graph = golden_graphs("g1-train-2x", folder)["fp16"]
+    for content, options in ((b"no model", RTX), (graph, replace(RTX, workspace=2**20))):
+        with pytest.raises(EngineError) as refusal:
+            build_plan(content, options)
+        frames = [frame for frame, _ in traceback.walk_tb(refusal.value.__traceback__)]
+        assert len(frames) > 2
+        assert not any("builder" in frame.f_locals for frame in frames)
 
 
 def test_a_profile_for_which_memory_does_not_suffice_names_the_options(folder: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,8 +227,21 @@ def build_plan(
         backend = load_backend(options.backend)
         _refuse_foreign_options(backend, options)
         return _Build(backend, options, onnx, progress).plan()
-    except EngineError as error:
-        raise (error.in_file(file) if file else error) from error.__cause__
+    except BaseException as error:
+        free_library_objects(error)
+        if file is not None and isinstance(error, EngineError):
+            raise error.in_file(file) from error.__cause__
+        raise
+
+
+def free_library_objects(error: BaseException) -> None:
+    """Let go of what the functions that an error has left still hold.
+
+    Otherwise its traceback holds the builder until the garbage collector finds it. That may be
+    while the library, under a lock, tells our logger something: freeing a builder then waits for
+    the same lock for ever.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 FOREIGN: Final[dict[BackendName, tuple[tuple[str, str], ...]]] = {

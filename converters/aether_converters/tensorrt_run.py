@@ -5,7 +5,6 @@ Written for a GPU and not run on one yet: `docs/tensorrt.md` lists the tests tha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,12 @@ from aether_converters.engine_sidecar import Sidecar, check_engine, read_sidecar
 from aether_converters.errors import EngineError
 from aether_converters.nvidia_driver import Driver
 from aether_converters.tensorrt_backend import Backend, installed_backends, load_backend
-from aether_converters.tensorrt_build import Profile, shape_in_words
+from aether_converters.tensorrt_build import (
+    Profile,
+    Shape,
+    free_library_objects,
+    shape_in_words,
+)
 from aether_converters.upscalers import Image, SizeRange, Upscaler
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -70,6 +74,7 @@ def open_engine(path: Path, *, device: str = "cuda", sidecar: Sidecar | None = N
         refuse_mismatch(sidecar, backend, index)
         runner = _Engine.load(path, sidecar, backend, torch.device("cuda", index))
     except EngineError as error:
+        free_library_objects(error)
         raise error.in_file(path) from error.__cause__
     from aether_converters.engine_files import engine_details
 
@@ -171,7 +176,7 @@ class _Engine:
     stream: torch.cuda.Stream = field(repr=False)
 
     def __post_init__(self) -> None:
-        self._buffers = functools.lru_cache(maxsize=SHAPES_KEPT)(self._allocated)
+        self._kept: dict[Shape, _Buffers] = {}
         self._profile = 0
 
     @classmethod
@@ -247,7 +252,7 @@ class _Engine:
 
     def _computed(self, image: Image, index: int) -> Image:
         stream = self.stream.cuda_stream
-        buffers = self._buffers(image.shape)
+        buffers = self._buffers(cast(Shape, image.shape))
         context = self.context
         if index != self._profile:
             context.set_optimization_profile_async(index, stream)
@@ -271,7 +276,15 @@ class _Engine:
         self.stream.synchronize()
         return cast(Image, buffers.received.clone().numpy())
 
-    def _allocated(self, shape: tuple[int, int, int, int]) -> _Buffers:
+    def _buffers(self, shape: Shape) -> _Buffers:
+        """Those for a shape; of the shapes that were used last, a few are kept."""
+        found = self._kept.pop(shape, None) or self._allocated(shape)
+        self._kept[shape] = found
+        while len(self._kept) > SHAPES_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+    def _allocated(self, shape: Shape) -> _Buffers:
         batch, _, height, width = shape
         scale, channels = self.sidecar.network.scale, self.sidecar.channels[1]
         dtype = DTYPES[self.sidecar.input.dtype]
@@ -288,9 +301,7 @@ class _Engine:
         )
 
 
-def chosen_profile(
-    sidecar: Sidecar, shape: tuple[int, ...]
-) -> tuple[int, tuple[int, int, int, int]]:
+def chosen_profile(sidecar: Sidecar, shape: tuple[int, ...]) -> tuple[int, Shape]:
     """Index of the profile for images (N, C, H, W), and their shape with the least N it takes.
 
     The profile that is optimised for the nearest size is taken.
@@ -305,7 +316,7 @@ def chosen_profile(
         if fixed[1:] != (channels, height, width) or count > batch:
             raise _outside(shape_in_words(fixed), shape)
         return 0, (batch, channels, height, width)
-    fitting: list[tuple[int, int, tuple[int, int, int, int]]] = []
+    fitting: list[tuple[int, int, Shape]] = []
     for index, profile in enumerate(sidecar.profiles):
         batch = max(count, profile.min[0])
         wanted = (batch, channels, height, width)
