@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
+
+from aether_converters.nvidia_driver import probe_driver
 
 # The networks of the tests are so small that a second thread costs more than it gives.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--trained",
+        type=Path,
+        help="a trained aether_small checkpoint, for the tests that need one",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the GPU's tests out where there is none; asked for by `-m gpu`, they say why."""
+    driver = probe_driver()
+    if driver.answers:
+        return
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if config.getoption("markexpr") == "gpu":
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=driver.problem))
+    elif needing:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]

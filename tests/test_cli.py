@@ -266,19 +266,19 @@ def test_verify_fails_for_a_file_of_another_training(
             ("verify", "no.pth", "no.txt"),
             "no.txt: not a model file, left out\n"
             "error: there is no model file to verify "
-            "(expected .pth, .pt, .ckpt, .safetensors, .onnx)\n",
+            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine)\n",
         ),
         (
             ("upscale", "no.txt", "no.png"),
             "error: no.txt: this is not the name of a model file\n"
-            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx\n"
+            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine\n"
             "  found     .txt\n",
         ),
         (
             ("upscale", "no.onnx", "no.png", "--device", "cuda"),
-            "error: no.onnx: ONNX files run on the CPU\n"
+            "error: no.onnx: --device is for PyTorch: ONNX files run where --provider says\n"
             "  found     --device cuda\n"
-            "  next      leave --device away, or run the .pth or .safetensors file\n",
+            "  next      try --provider cuda, or run the .pth or .safetensors file\n",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_errors_are_whole_sentences_without_a_traceback(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("convert", "a.pth", "--to", "tar"), "tar is not one of pth, safetensors, onnx"),
+        (("convert", "a.pth", "--to", "tar"), "tar is not one of pth, safetensors, onnx, trt"),
         (("convert", "a.pth", "--precision", "int3"), "int3 is not one of fp32, fp16"),
         (("convert", "a.pth", "--shape", "720x1280"), "is not of the form 1x3x720x1280 (NxCxHxW)"),
         (("convert", "a.pth", "--name", "a/b"), "a/b cannot be part of a file name"),

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
@@ -17,6 +17,7 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from aether_converters import convert
 from aether_converters.cli import main
 from aether_converters.doctor import Row, Section, examine_file, examine_programs, examine_python
+from aether_converters.nvidia_driver import probe_driver
 from aether_converters.programs import (
     ProgramPython,
     Surroundings,
@@ -25,6 +26,7 @@ from aether_converters.programs import (
     start_up_files,
 )
 from tests import golden_cases
+from tests.test_engines import sidecar, written
 from tests.tiny import tiny
 
 HERE = version("aether-spandrel")
@@ -65,8 +67,28 @@ def test_a_fresh_python_was_asked_whether_aethernet_is_registered(here: dict[str
 
 
 def test_extras_that_are_missing_are_named(here: dict[str, Row]):
-    assert here["optional"].text == "not installed: gpu, trt, trt-rtx"
+    extras = {"gpu": "onnxruntime-gpu", "trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
+    absent = [extra for extra, package in extras.items() if not installed(package)]
+    assert here["optional"].text == f"not installed: {', '.join(absent)}"
     assert "CPU" in here["providers"].text
+    assert here["NVIDIA"].text.endswith(probe_driver().in_words())
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def test_an_engine_is_described_and_it_is_said_why_it_does_not_run(tmp_path: Path):
+    engine = written(tmp_path, sidecar())
+    found = rows(examine_file(engine))
+    assert found["engine"].text == "by tensorrt-rtx 1.7.1.116, 37 bytes"
+    assert found["runs"].problem
+    assert found["runs"].text.startswith("no: ")
+    engine.write_bytes(b"another plan")
+    assert rows(examine_file(engine))["described"].problem
 
 
 def test_a_hook_that_is_switched_off_is_a_problem_and_exits_with_failure():

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from aether_converters.cli import main
+from aether_converters.nvidia_driver import probe_driver
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +41,8 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_runs(page: Path):
+    if page.name == "tensorrt.md":
+        pytest.importorskip("tensorrt_rtx")
     for block in blocks(page, "sh"):
         for line in block.splitlines():
             command = line.rpartition("&& ")[2]  # `.ci/run` runs the installation itself
@@ -53,6 +57,27 @@ def test_every_command_runs(page: Path):
                 assert result.returncode == 0, f"{line}\n{result.stderr}"
             else:
                 assert shlex.split(command) == ["pytest"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_needs_a_gpu_is_known_and_says_so(
+    page: Path, capsys: pytest.CaptureFixture[str]
+):
+    """They stand in blocks of their own; what they do on a GPU is tested by `pytest -m gpu`."""
+    commands = [line for block in blocks(page, "sh gpu") for line in block.splitlines()]
+    if not commands or probe_driver().answers:
+        return
+    assert main(["convert", "model.pth", "--to", "onnx", "--out", "release"]) == 0
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        if name == "pytest":
+            assert arguments == ["-m", "gpu"]
+            continue
+        capsys.readouterr()
+        assert main(arguments) == 1, command  # a wrong option would end the process with 2
+        said = capsys.readouterr().err
+        assert re.search("GPU|not installed|no provider|cannot be read", said), command
 
 
 @pytest.mark.usefixtures("folder")

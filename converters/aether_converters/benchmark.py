@@ -27,7 +27,15 @@ from torch import nn
 
 from aether_converters.errors import ModelError
 from aether_converters.macs import graph_macs, module_macs
-from aether_converters.upscalers import PRECISIONS, Format, Image, Upscaler, open_upscaler
+from aether_converters.providers import ProviderOptions
+from aether_converters.upscalers import (
+    PRECISIONS,
+    Format,
+    Image,
+    Upscaler,
+    format_of,
+    open_upscaler,
+)
 from aether_converters.verification import structured_image
 
 Size = tuple[int, int]
@@ -55,6 +63,7 @@ class Case:
         open: Gets it ready to run; called for each size, so that memory is taken anew.
         macs: Multiply-accumulates of a picture of (H, W) px; None where they cannot be counted.
         fixed_size: (H, W) in px of the only input that it accepts, or None.
+        computed_by: What is said beside the name where it is not the CPU or PyTorch.
     """
 
     name: str
@@ -65,6 +74,7 @@ class Case:
     open: Callable[[], Run] = field(repr=False)
     macs: Callable[[Size], int | None] = field(repr=False)
     fixed_size: Size | None = None
+    computed_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,17 +192,21 @@ def benchmark(
     device: str = "cpu",
     dtypes: Sequence[str] | None = None,
     seconds: float = 2.0,
+    provider: ProviderOptions | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure model files beside each other.
 
     Args:
-        files: `.pth`, `.safetensors` and `.onnx` files; the first is what speed is relative to.
+        files: `.pth`, `.safetensors`, `.onnx` and `.engine` files; the first is what speed is
+            relative to.
         sizes: (H, W) of the inputs in px.
         threads: For PyTorch and onnxruntime; None for PyTorch's own choice.
-        device: Where PyTorch runs, such as `cpu` or `cuda`. ONNX files run on the CPU.
+        device: Where PyTorch runs, such as `cpu` or `cuda`; with an engine among the files, the
+            GPU.
         dtypes: Of `DTYPES`, in which PyTorch computes; None for fp32. ONNX files have their own.
         seconds: That each file is given at each size, at least; no less than three rounds are run.
+        provider: Where onnxruntime runs ONNX files; by default the CPU.
         progress: Called with each size in words before it is measured.
 
     Raises:
@@ -202,11 +216,20 @@ def benchmark(
     """
     threads = threads or torch.get_num_threads()
     paths = [Path(path) for path in files]
+    asked = device
+    if device == "cpu" and any(format_of(path) == "trt" for path in paths):
+        device = "cuda"
     alone = len({path.name for path in paths}) == len(paths)
     cases = [
-        replace(case, name=path.name if alone else str(path))
+        replace(case, name=f"{path.name if alone else path}{case.computed_by}")
         for path in paths
-        for case in file_cases(path, dtypes=dtypes, device=device, threads=threads)
+        for case in file_cases(
+            path,
+            dtypes=dtypes,
+            device=asked if format_of(path) == "onnx" else device,
+            threads=threads,
+            provider=provider,
+        )
     ]
     if dtypes is not None and not any(case.dtype in dtypes for case in cases):
         raise ModelError(
@@ -220,7 +243,12 @@ def benchmark(
 
 
 def file_cases(
-    path: Path, *, dtypes: Sequence[str] | None = None, device: str = "cpu", threads: int = 0
+    path: Path,
+    *,
+    dtypes: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    provider: ProviderOptions | None = None,
 ) -> list[Case]:
     """The cases of a file: one a dtype for PyTorch, one for every other runtime.
 
@@ -229,23 +257,31 @@ def file_cases(
         ModelError: It cannot be run, or not in one of the dtypes.
         MissingExtraError: The runtime for its format is not installed.
     """
-    opened = partial(open_upscaler, path, device=device, threads=threads)
+    opened = partial(open_upscaler, path, device=device, threads=threads, provider=provider)
     upscaler = opened()
     if upscaler.format not in TORCH_FORMATS:
+        computed_by = upscaler.details.get("provider")
         return [
             Case(
                 name=path.name,
                 dtype=upscaler.precision,
-                # onnxruntime computes fp16 in float32 on a CPU.
-                arithmetic="fp32",
+                arithmetic=_arithmetic(upscaler),
                 channels=upscaler.channels[0],
                 scale=upscaler.scale,
                 open=lambda: opened().run,
                 macs=_macs(upscaler),
                 fixed_size=upscaler.fixed_size,
+                computed_by=f", {computed_by}" if computed_by else "",
             )
         ]
     return [_torch_case(upscaler, dtype, device, opened) for dtype in dtypes or ("fp32",)]
+
+
+def _arithmetic(upscaler: Upscaler) -> str:
+    """The dtype whose peak a file for another runtime than PyTorch is compared with."""
+    if upscaler.format == "trt":
+        return "fp32" if upscaler.precision == "fp32" else "fp16"  # PyTorch multiplies no int8
+    return "fp32"  # onnxruntime computes fp16 in float32 on a CPU
 
 
 def _torch_case(
@@ -331,10 +367,18 @@ def _checkpoint_macs(path: Path, shape: tuple[int, ...]) -> int:
     return module_macs(load(path).model, shape)
 
 
+def _engine_macs(path: Path, shape: tuple[int, ...]) -> int | None:
+    from aether_converters.engine_sidecar import read_sidecar
+
+    count = read_sidecar(path, check=False).network.macs_per_pixel
+    return count * shape[0] * shape[2] * shape[3] or None
+
+
 COUNTERS: Final[Mapping[Format, Callable[[Path, tuple[int, ...]], int | None]]] = {
     "pth": _checkpoint_macs,
     "safetensors": _checkpoint_macs,
     "onnx": graph_macs,
+    "trt": _engine_macs,
 }
 """What counts the multiply-accumulates of a format."""
 

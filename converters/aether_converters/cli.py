@@ -14,18 +14,25 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from aether_converters.providers import PROVIDERS
+from aether_converters.tensorrt_backend import BACKENDS, COMPUTE_CAPABILITIES
+from aether_converters.tensorrt_build import CAPABILITIES, HARDWARE
 from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
     from aether_converters.benchmark import Benchmark
     from aether_converters.conversion import Report
+    from aether_converters.providers import ProviderOptions
+    from aether_converters.tensorrt_build import EngineOptions
     from aether_converters.upscaling import Job, PictureReport
+    from aether_converters.verification import ArtefactReport
     from aether_spandrel.inspection import CheckpointInfo
 
 # Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
 # answers at once and `inspect` needs no extra.
 
-FORMATS: Final = ("pth", "safetensors", "onnx")
+FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
+USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")
 PRECISIONS: Final = ("fp32", "fp16")
 COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
@@ -53,6 +60,7 @@ examples:
   aethernet inspect model.pth
   aethernet inspect --set res_scale=0.15 model.pth
   aethernet inspect --json model.safetensors
+  aethernet inspect model_fp16.engine                        from the .json file beside it
 """
 
 CONVERT: Final = """\
@@ -65,11 +73,15 @@ examples:
   aethernet convert model.pth --to onnx --shape 1x3x720x1280 one picture size only
   aethernet convert model.pth --out release/ --force         replace older files
   aethernet convert model.pth --set res_scale=0.15           a value that the file does not say
+  aethernet convert model.pth --to trt --precision fp16      a TensorRT engine for this GPU
+  aethernet convert model.pth --to trt --trt-backend tensorrt-rtx --compute-capability 8.6,8.9
+                                                             built without a GPU, for RTX 30 and 40
 """
 
 UPSCALE: Final = """\
-Enlarge pictures with a .pth, .safetensors or .onnx model. Transparency, greyscale, 16 bit, colour
-profile and orientation are kept. Large pictures are cut into overlapping tiles, without seams.
+Enlarge pictures with a .pth, .safetensors, .onnx or .engine model. Transparency, greyscale, 16 bit,
+colour profile and orientation are kept. Large pictures are cut into overlapping tiles, without
+seams.
 
 examples:
   aethernet upscale model.pth photo.png                      writes photo_2x.png
@@ -77,6 +89,8 @@ examples:
   aethernet upscale model.pth scan.tif --format tiff         keep TIFF
   aethernet upscale model.pth huge.png --memory 0.5          with half a GiB for the tiles
   aethernet upscale model.pth frames/ --shard 3/16           the third of 16 shares of the work
+  aethernet upscale model.onnx photo.png --provider cuda     ONNX on the GPU, or an error
+  aethernet upscale model.engine photo.png                   TensorRT
 """
 
 VERIFY: Final = """\
@@ -150,23 +164,31 @@ def _fail(text: str) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from aether_spandrel.inspection import inspect
 
-    found: list[CheckpointInfo] = []
+    facts: list[dict[str, object]] = []
+    tables: list[tuple[Path, list[tuple[str, str]]]] = []
     failures: list[AetherError] = []
     for path in options.models:
         try:
+            if path.suffix.lower() == ".engine":
+                from aether_converters.engine_sidecar import read_sidecar
+
+                engine = read_sidecar(path)
+                facts.append(engine.as_dict())
+                tables.append((path, engine.in_rows()))
+                continue
             info = inspect(path, **options.constants)
-            found.append(info)
+            facts.append(info.as_dict())
+            tables.append((info.path, _inspection_rows(info)))
             if options.strict:
                 info.refuse_doubts()
         except AetherError as error:
             failures.append(error)
     if options.json:
-        facts = [info.as_dict() for info in found]
         _print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
     else:
-        for info in found:
-            print(info.path)
-            for name, text in _inspection_rows(info):
+        for path, rows in tables:
+            print(path)
+            for name, text in rows:
                 print(f"  {name:<11}{text}")
     for error in failures:
         _fail(str(error))
@@ -230,9 +252,39 @@ def _convert(options: argparse.Namespace) -> int:
             force=options.force,
             strict=options.strict,
             progress=advance,
+            engine=_engine_options(options),
+            build_progress=advance.detail,
             **options.constants,
         )
     return _print_report(report, options, kept="written", dropped="not kept")
+
+
+def _engine_options(options: argparse.Namespace) -> EngineOptions | None:
+    """What an engine is to be, or None if nothing was said of it."""
+    from aether_converters.errors import ConversionError
+    from aether_converters.tensorrt_build import EngineOptions, Profile
+
+    counts = {len(options.min), len(options.opt), len(options.max)}
+    if len(counts) > 1:
+        raise ConversionError(
+            "a profile needs all of --min, --opt and --max",
+            expected="each of them once for every profile",
+            found=f"--min {len(options.min)}, --opt {len(options.opt)} and --max "
+            f"{len(options.max)} times",
+        )
+    engine = EngineOptions(
+        backend=options.trt_backend,
+        profiles=tuple(
+            Profile(min=least, opt=usual, max=most)
+            for least, usual, most in zip(options.min, options.opt, options.max, strict=True)
+        ),
+        workspace=None if options.workspace is None else int(options.workspace * 2**30),
+        timing_cache=options.timing_cache,
+        hardware_compatibility=options.hardware_compatibility,
+        version_compatible=options.version_compatible,
+        compute_capabilities=tuple(options.compute_capability),
+    )
+    return None if engine == EngineOptions() else engine
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -260,7 +312,14 @@ def _upscale(options: argparse.Namespace) -> int:
     from aether_converters.upscalers import open_upscaler
     from aether_converters.upscaling import TileOptions, plan_jobs, run_jobs
 
-    upscaler = open_upscaler(options.model, device=options.device, **options.constants)
+    upscaler = open_upscaler(
+        options.model,
+        device=options.device,
+        provider=_provider_options(options),
+        **options.constants,
+    )
+    if "provider" in upscaler.details:
+        print(f"computed by {upscaler.details['provider']}", file=sys.stderr)
     tiles = TileOptions(
         tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
     )
@@ -294,6 +353,17 @@ def _upscale(options: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
+def _provider_options(options: argparse.Namespace) -> ProviderOptions:
+    from aether_converters.providers import ProviderOptions
+
+    return ProviderOptions(
+        name=options.provider,
+        engine_cache=options.engine_cache,
+        fp16=options.provider_fp16,
+        int8=options.provider_int8,
+    )
+
+
 def _print_picture(report: PictureReport) -> None:
     if report.outcome == "failed":
         _fail("\n".join(report.notes))
@@ -320,18 +390,29 @@ def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dro
             table.add_row(
                 escape(artefact.path.name if together else str(artefact.path)),
                 f"{artefact.bytes / 2**20:.2f} MiB",
-                f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
-                f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
-                artefact.limit,
-                kept if artefact.passed else f"[bold]{dropped}[/]",
+                *_comparison(artefact),
+                f"[bold]{dropped}[/]" if artefact.problem else kept,
             )
         _console(sys.stdout).print(table)
         for warning in report.source.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     for artefact in report.artefacts:
-        if not artefact.passed:
+        if artefact.problem:
             _fail(f"{artefact.path}: {dropped}: {artefact.problem}")
-    return 0 if report.passed else FAILED
+        if artefact.not_run:
+            print(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}", file=sys.stderr)
+    return FAILED if report.failed else 0
+
+
+def _comparison(artefact: ArtefactReport) -> tuple[str, str, str]:
+    """Largest difference, PSNR and limit, as far as it was run."""
+    if artefact.not_run:
+        return "-", "-", "not run here"
+    return (
+        f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
+        f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
+        artefact.limit,
+    )
 
 
 REPORT_COLUMNS: Final = (
@@ -355,6 +436,7 @@ def _bench(options: argparse.Namespace) -> int:
             device=options.device,
             dtypes=options.dtype,
             seconds=options.seconds,
+            provider=_provider_options(options),
             progress=advance,
         )
     if options.json:
@@ -450,7 +532,7 @@ def _console(stream: Any) -> Any:
 
 
 @contextmanager
-def _progress(title: str, steps: int, *, quiet: bool) -> Generator[Callable[[str], None]]:
+def _progress(title: str, steps: int, *, quiet: bool) -> Generator[_Steps]:
     """A progress bar on stderr that moves on with each step that is named."""
     rich: Any = _rich("progress")
     bar = rich.Progress(
@@ -464,15 +546,26 @@ def _progress(title: str, steps: int, *, quiet: bool) -> Generator[Callable[[str
         disable=quiet or not sys.stderr.isatty(),
     )
     with bar:
-        task = bar.add_task(title, total=steps)
-        started = False
+        yield _Steps(bar, title, bar.add_task(title, total=steps))
 
-        def advance(step: str) -> None:
-            nonlocal started
-            bar.update(task, advance=1 if started else 0, description=f"{title}: {step}")
-            started = True
 
-        yield advance
+class _Steps:
+    """Moves a progress bar on with each step that is named."""
+
+    def __init__(self, bar: Any, title: str, task: Any) -> None:
+        self._bar = bar
+        self._title = title
+        self._task = task
+        self._step = ""
+
+    def __call__(self, step: str) -> None:
+        started = bool(self._step)
+        self._step = f"{self._title}: {step}"
+        self._bar.update(self._task, advance=1 if started else 0, description=self._step)
+
+    def detail(self, part: str, done: int, total: int) -> None:
+        """Say how far a part of the step is."""
+        self._bar.update(self._task, description=f"{self._step}, {part} {done}/{total}")
 
 
 @contextmanager
@@ -530,9 +623,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--to",
         type=_list_of(FORMATS),
-        default=list(FORMATS),
+        default=list(USUAL_FORMATS),
         metavar="FORMATS",
-        help=f"comma-separated, of {', '.join(FORMATS)} (default: all)",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: all but trt)",
     )
     convert.add_argument(
         "--precision",
@@ -545,16 +638,17 @@ def _parser() -> argparse.ArgumentParser:
         "--shape",
         type=_shape,
         metavar="NxCxHxW",
-        help="write ONNX for this input alone, such as 1x3x720x1280 (default: any batch and size)",
+        help="write ONNX and engines for this input alone, such as 1x3x720x1280 (default: any)",
     )
     convert.add_argument(
         "--name", type=_name, help="the model's name in the file names (default: the model's own)"
     )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
     _checkpoint_options(convert, strict=True)
+    _engine_arguments(convert)
 
     upscale = _command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
-    upscale.add_argument("model", type=Path, help=".pth, .safetensors or .onnx")
+    upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx or .engine")
     upscale.add_argument(
         "pictures", nargs="+", type=Path, metavar="picture", help="pictures, or folders of them"
     )
@@ -599,6 +693,7 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument(
         "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
     )
+    _provider_arguments(upscale)
     upscale.add_argument(
         "--shard",
         type=_shard,
@@ -626,7 +721,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", _bench, "measure how fast files are here", BENCH)
     bench.add_argument(
-        "files", nargs="+", type=Path, metavar="model", help=".pth, .safetensors or .onnx"
+        "files", nargs="+", type=Path, metavar="model", help=".pth, .safetensors, .onnx or .engine"
     )
     bench.add_argument(
         "--size",
@@ -640,6 +735,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
     )
+    _provider_arguments(bench)
     bench.add_argument(
         "--dtype",
         type=_list_of(COMPUTED_IN),
@@ -668,6 +764,84 @@ def _parser() -> argparse.ArgumentParser:
         help="where else ChaiNNer or ComfyUI may be; may be given several times",
     )
     return parser
+
+
+def _engine_arguments(command: argparse.ArgumentParser) -> None:
+    """What a TensorRT engine is to be."""
+    group = command.add_argument_group("TensorRT engines (--to trt)")
+    group.add_argument(
+        "--trt-backend",
+        choices=BACKENDS,
+        help="default: what is installed; tensorrt where both are and a driver answers",
+    )
+    for name, what in (
+        ("--min", "smallest input"),
+        ("--opt", "input for which it is fastest"),
+        ("--max", "largest input"),
+    ):
+        group.add_argument(
+            name,
+            type=_shape,
+            action="append",
+            default=[],
+            metavar="NxCxHxW",
+            help=f"{what} of a profile; all three may be given again for more profiles",
+        )
+    group.add_argument(
+        "--workspace",
+        type=_positive,
+        metavar="GIB",
+        help="GPU memory for one layer beside its tensors (default: all)",
+    )
+    group.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="kernel timings of earlier builds, which make the next one faster (tensorrt)",
+    )
+    group.add_argument(
+        "--hardware-compatibility",
+        choices=HARDWARE,
+        default="none",
+        help="other GPUs that are to run it, at some cost in speed (tensorrt; default: none)",
+    )
+    group.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="let newer versions of the same major version run it (tensorrt)",
+    )
+    group.add_argument(
+        "--compute-capability",
+        type=_list_of(tuple(COMPUTE_CAPABILITIES)),
+        default=[],
+        metavar="LIST",
+        help="GPUs that are to run it, comma-separated, of "
+        f"{', '.join(COMPUTE_CAPABILITIES)} (tensorrt-rtx; default: {','.join(CAPABILITIES)})",
+    )
+
+
+def _provider_arguments(command: argparse.ArgumentParser) -> None:
+    """Where ONNX files are computed."""
+    command.add_argument(
+        "--provider",
+        choices=PROVIDERS,
+        default="cpu",
+        help="for .onnx: where onnxruntime computes; no other is taken instead (default: cpu)",
+    )
+    command.add_argument(
+        "--engine-cache",
+        type=Path,
+        metavar="FOLDER",
+        help="where --provider tensorrt keeps its engines",
+    )
+    command.add_argument(
+        "--provider-fp16", action="store_true", help="let --provider tensorrt compute in fp16"
+    )
+    command.add_argument(
+        "--provider-int8",
+        action="store_true",
+        help="let --provider tensorrt compute quantised files in int8",
+    )
 
 
 CHECKPOINT: Final = ".pth, .pt, .ckpt, .safetensors or .index.json checkpoint"

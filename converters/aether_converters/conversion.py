@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -20,7 +21,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
+from aether_converters.tensorrt_backend import load_backend
+from aether_converters.tensorrt_build import BuildProgress, EngineOptions
 from aether_converters.upscalers import (
     FORMATS,
     PRECISIONS,
@@ -83,7 +87,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a conversion or verification found: the source, and each artefact."""
+    """What a conversion or verification found: the source, and each artefact.
+
+    An artefact that could not be run where it was made has neither passed nor failed.
+    """
 
     source: CheckpointInfo
     source_sha256: str
@@ -93,6 +100,11 @@ class Report:
     def passed(self) -> bool:
         """Whether every artefact equals its source within its limit."""
         return all(artefact.passed for artefact in self.artefacts)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an artefact differs from its source by more than its limit."""
+        return any(artefact.problem for artefact in self.artefacts)
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON-ready values."""
@@ -138,6 +150,8 @@ def convert(
     force: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
+    engine: EngineOptions | None = None,
+    build_progress: BuildProgress | None = None,
     **constants: Unpack[Constants],
 ) -> Report:
     """Convert a checkpoint to fused artefacts, each compared with the source before it appears.
@@ -155,6 +169,8 @@ def convert(
         force: Replace files that exist. The source itself is never replaced.
         strict: Refuse a source about which there is any doubt; see `CheckpointInfo.warnings`.
         progress: Called with a few words before each step.
+        engine: What a TensorRT engine is to be, if `to` names `trt`.
+        build_progress: Called while an engine is built; see `build_plan`.
         **constants: Values that no tensor carries, such as `res_scale=0.15`; see
             `aether_spandrel.load`. They become part of the weights.
 
@@ -166,6 +182,7 @@ def convert(
             is set.
         ConversionError: A target exists, the options do not fit the network, or a file cannot be
             written.
+        EngineError: TensorRT cannot be used here, or refuses the model.
         MissingExtraError: A format needs a package that is not installed.
     """
     say = progress or _silent
@@ -173,9 +190,16 @@ def convert(
     origin = read_source(source, **constants)
     if strict:
         origin.info.refuse_doubts()
+    if engine is not None and "trt" not in to:
+        raise ConversionError(
+            "options for TensorRT engines were given, and no engine is to be written",
+            found=f"--to {','.join(to)}",
+            advice="add trt to --to, or leave the options away",
+        )
+    engine = _chosen_engine(engine) if "trt" in to else None
     folder = Path(out) if out is not None else origin.path.parent
     targets: dict[Path, tuple[Format, Precision]] = {
-        folder / file_name(origin, kind, held, shape=shape, name=name): (kind, held)
+        folder / file_name(origin, kind, held, shape=shape, name=name, engine=engine): (kind, held)
         for kind in to
         for held in precision
     }
@@ -187,30 +211,51 @@ def convert(
                 advice="choose another folder with --out, or another --name",
             )
         refuse_existing(target, force=force)
-    if "onnx" in to:
+    if "onnx" in to or engine is not None:
         require("onnx")
         require("onnxruntime")
     _check_shape(origin, shape)
     say("running the source network")
     reference = Reference(origin.network, path=origin.path)
+
+    @functools.cache
+    def graph(held: Precision) -> bytes:
+        return WRITERS["onnx"](origin, held, shape)
+
     artefacts: list[ArtefactReport] = []
     for target, (kind, held) in targets.items():
         say(target.name)
-        artefacts.append(_write(origin, reference, target, kind, held, shape, force=force))
+        content = graph(held) if kind in GRAPHS else WRITERS[kind](origin, held, shape)
+        if engine is not None and kind == "trt":
+            written = write_engine(
+                content,
+                target,
+                engine,
+                reference,
+                precision=held,
+                force=force,
+                progress=build_progress,
+            )
+        else:
+            written = _write(content, reference, target, kind, force=force)
+        artefacts.append(written)
     return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(artefacts))
 
 
+def _chosen_engine(options: EngineOptions | None) -> EngineOptions:
+    """The options with the TensorRT that is there, found before anything else takes time.
+
+    Raises:
+        MissingExtraError: There is none.
+        EngineError: It cannot work here.
+    """
+    options = options or EngineOptions()
+    return replace(options, backend=load_backend(options.backend).name)
+
+
 def _write(
-    source: Source,
-    reference: Reference,
-    target: Path,
-    kind: Format,
-    precision: Precision,
-    shape: Shape | None,
-    *,
-    force: bool,
+    content: bytes, reference: Reference, target: Path, kind: Format, *, force: bool
 ) -> ArtefactReport:
-    content = WRITERS[kind](source, precision, shape)
     with complete_or_nothing(target, force=force) as partial:
         partial.path.write_bytes(content)
         report = verify_artefact(open_upscaler(partial.path, format=kind), reference)
@@ -231,7 +276,7 @@ def verify(
 
     Args:
         source: The checkpoint.
-        artefacts: `.pth`, `.safetensors` or `.onnx` files, ours or other people's.
+        artefacts: `.pth`, `.safetensors`, `.onnx` or `.engine` files, ours or other people's.
         pictures: Picture files and folders to compare on, beside the built-in pictures.
         progress: Called with a few words before each step.
         **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
@@ -271,11 +316,13 @@ def file_name(
     *,
     shape: Shape | None = None,
     name: str | None = None,
+    engine: EngineOptions | None = None,
 ) -> str:
     """The artefact's name in the community's habit, such as `2x_name_fp16.onnx`."""
     stem = name or _model_name(source.path) or "aether"
-    size = f"_{shape[2]}x{shape[3]}" if shape and kind == "onnx" else ""
-    return f"{source.network.config.scale}x_{stem}_{precision}{size}.{kind}"
+    size = f"_{shape[2]}x{shape[3]}" if shape and kind in GRAPHS else ""
+    ending = engine.ending if engine and kind == "trt" else f".{kind}"
+    return f"{source.network.config.scale}x_{stem}_{precision}{size}{ending}"
 
 
 def _model_name(path: Path) -> str:
@@ -413,6 +460,10 @@ WRITERS: Final[Mapping[Format, Callable[[Source, Precision, Shape | None], bytes
     "onnx": _onnx_bytes,
 }
 """How each format is written."""
+
+
+GRAPHS: Final[frozenset[Format]] = frozenset({"onnx", "trt"})
+"""Formats that are made from the ONNX graph, and may have a fixed size."""
 
 
 def _check_shape(source: Source, shape: Shape | None) -> None:

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from aether_converters.nvidia_driver import probe_driver
 from aether_converters.programs import (
     NAME,
     ProgramPython,
@@ -323,7 +324,13 @@ def _providers() -> Iterator[Row]:
     yield Row("providers", f"onnxruntime offers {', '.join(names)}")
 
 
-CHECKS: Final = (_python, _torch, _hook, _registered, _extras, _providers)
+def _driver() -> Iterator[Row]:
+    driver = probe_driver()
+    cuda = f"CUDA {driver.cuda}; " if driver.cuda else ""
+    yield Row("NVIDIA", f"{cuda}{driver.in_words()}")
+
+
+CHECKS: Final = (_python, _torch, _hook, _registered, _extras, _providers, _driver)
 
 
 def examine_python() -> Section:
@@ -337,7 +344,7 @@ def examine_python() -> Section:
 
 def examine_file(path: Path) -> Section:
     """Why a file does or does not load."""
-    examine = _onnx_file if path.suffix.lower() == ".onnx" else _checkpoint_file
+    examine = EXAMINERS.get(path.suffix.lower(), _checkpoint_file)
     return Section(str(path), tuple(_safely(partial(examine, path))))
 
 
@@ -366,6 +373,28 @@ def _onnx_file(path: Path) -> Iterator[Row]:
         )
     else:
         yield Row("ChaiNNer", "yes, as far as the file itself tells")
+
+
+def _engine_file(path: Path) -> Iterator[Row]:
+    from aether_converters.engine_sidecar import read_sidecar
+    from aether_converters.tensorrt_run import open_engine
+
+    try:
+        sidecar = read_sidecar(path)
+    except AetherError as error:
+        yield _refused("described", error)
+        return
+    yield from (Row(name, text) for name, text in sidecar.in_rows())
+    try:
+        open_engine(path)
+    except AetherError as error:
+        yield _refused("runs", error)
+        return
+    yield Row("runs", "yes, on this computer's GPU")
+
+
+EXAMINERS: Final = {".onnx": _onnx_file, ".engine": _engine_file}
+"""What examines a file, by its ending; all others are checkpoints."""
 
 
 def _checkpoint_file(path: Path) -> Iterator[Row]:

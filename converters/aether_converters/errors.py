@@ -17,6 +17,10 @@ class ModelError(AetherError):
     """A model file cannot be run."""
 
 
+class EngineError(ConversionError, ModelError):
+    """TensorRT cannot build an engine, or run it."""
+
+
 class ImageError(AetherError):
     """A picture cannot be read or written."""
 

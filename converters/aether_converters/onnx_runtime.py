@@ -17,6 +17,12 @@ from onnx import ModelProto, TensorProto
 
 from aether_converters.errors import ModelError
 from aether_converters.onnx_shapes import Shape, activation_shapes
+from aether_converters.providers import (
+    RECORD_ASSIGNMENT,
+    ProviderOptions,
+    refuse_fall_back,
+    refuse_missing_provider,
+)
 from aether_converters.upscalers import Image, Upscaler
 
 DTYPES: Final[Mapping[int, tuple[str, type[np.generic]]]] = {
@@ -41,17 +47,24 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
 """What onnxruntime raises; its own module names them nowhere public."""
 
 
-def open_onnx(path: Path, *, threads: int = 0) -> Upscaler:
+def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None = None) -> Upscaler:
     """Open an ONNX super-resolution model, exported by us or by anyone.
 
-    `threads` compute one run; 0 leaves the number to onnxruntime.
+    `threads` compute one run; 0 leaves the number to onnxruntime. `provider` is the CPU by default.
 
     Raises:
-        ModelError: It cannot be read or run, or is no model with one image in and one out.
+        ModelError: It cannot be read or run, or is no model with one image in and one out; the
+            provider is not there or computes nothing.
     """
+    provider = provider or ProviderOptions()
+    refuse_missing_provider(provider, onnxruntime)
     model = _read(path)
     interface = _interface(path, model)
-    session = cast(Any, _session(path, threads))
+    session = cast(Any, _session(path, threads, provider))
+    try:
+        computed_by = refuse_fall_back(provider, session)
+    except ModelError as error:
+        raise error.in_file(path) from None
 
     def run(image: Image) -> Image:
         count = image.shape[0]
@@ -88,6 +101,7 @@ def open_onnx(path: Path, *, threads: int = 0) -> Upscaler:
             "opset": max(entry.version for entry in model.opset_import if not entry.domain),
             "ir_version": model.ir_version,
             "nodes": len(model.graph.node),
+            **({"provider": computed_by} if computed_by else {}),
         },
         run=run,
     )
@@ -124,13 +138,17 @@ def _read(path: Path) -> ModelProto:
         ) from error
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, provider: ProviderOptions) -> onnxruntime.InferenceSession:
     options = cast(Any, onnxruntime).SessionOptions()  # untyped
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors come back as exceptions, warnings help no user
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     try:
-        return onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(
+            str(path),
+            sess_options=options,
+            providers=[provider.as_onnxruntime()],
+            enable_fallback=0,
         )
     except RUNTIME_ERRORS as error:
         raise ModelError(
@@ -139,6 +157,9 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
             found=_first_line(error),
             advice="convert it again from its checkpoint with aethernet convert",
         ) from error
+    # A run that fails would be tried again on the CPU, unseen.
+    session.disable_fallback()
+    return session
 
 
 def _interface(path: Path, model: ModelProto) -> _Interface:

@@ -108,7 +108,8 @@ def plan_tiles(
             the overlap would fit.
 
     Raises:
-        ModelError: The tile is too small for the overlap.
+        ModelError: The tile is too small for the overlap, or of a size that the model does not
+            accept.
     """
     margin = upscaler.receptive_radius if overlap is None else overlap
     if upscaler.streamer is not None and tile is None and height * width > WHOLE_PIXELS:
@@ -123,6 +124,8 @@ def plan_tiles(
         tile_height = min(height, math.isqrt(area))
         tile_width = min(width, area // tile_height)
         tile_height = min(height, area // tile_width)
+    if upscaler.size_ranges:
+        tile_height, tile_width = _within_ranges(upscaler, tile_height, tile_width, tile)
     if overlap is None and upscaler.fixed_size is not None:
         # A fixed tile may be too small for exactness; half of it is still kept.
         margin = min(margin, min(upscaler.fixed_size) // 4)
@@ -140,6 +143,24 @@ def plan_tiles(
             advice=f"try --tile {3 * margin}, or accept faint seams with "
             f"--overlap {min(tile_height, tile_width) // 4}",
         ) from None
+
+
+def _within_ranges(
+    upscaler: Upscaler, height: int, width: int, wanted: int | None
+) -> tuple[int, int]:
+    """The largest tile of at most (height, width) px that the model accepts."""
+    largest = max((limits.most for limits in upscaler.size_ranges), key=math.prod)
+    if wanted is not None and upscaler.accepted_size(wanted, wanted) is None:
+        raise ModelError(
+            "the model was not built for tiles of this size",
+            file=upscaler.path,
+            expected=f"at most {min(largest)} px",
+            found=f"--tile {wanted}",
+            advice="leave --tile away, or build the engine with a larger --max",
+        )
+    if upscaler.accepted_size(height, width) is not None:
+        return height, width
+    return min(height, largest[0]), min(width, largest[1])
 
 
 def _plan_columns(
@@ -211,7 +232,8 @@ def _outputs(upscaler: Upscaler, image: Planes, plan: TilePlan) -> Iterator[tupl
                 yield top, scale * column.keep_start, output[0, :, :, left:right]
                 top += output.shape[2]
         else:
-            output = upscaler.run(_padded(to_float(seen), upscaler.fixed_size))[0]
+            size = upscaler.accepted_size(*seen.shape[2:])
+            output = upscaler.run(_padded(to_float(seen), size))[0]
             top, bottom = (scale * (y - row.start) for y in (row.keep_start, row.keep_stop))
             yield (
                 scale * row.keep_start,
@@ -221,7 +243,7 @@ def _outputs(upscaler: Upscaler, image: Planes, plan: TilePlan) -> Iterator[tupl
 
 
 def _padded(image: Image, size: tuple[int, int] | None) -> Image:
-    """The image filled up to a fixed size by repeating its last row and column."""
+    """The image filled up to an accepted size by repeating its last row and column."""
     if size is None:
         return image
     missing = [size[axis] - image.shape[axis + 2] for axis in (0, 1)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
+from aether_converters.providers import ProviderOptions
 from aether_converters.streaming import can_stream, rows_per_band, stream, streaming_bytes
 from aether_core import AetherConfig, build_network
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.network import float_weights, fuse, read_network
 
-Format = Literal["pth", "safetensors", "onnx"]
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+Format = Literal["pth", "safetensors", "onnx", "trt"]
+FORMATS: Final[tuple[Format, ...]] = ("pth", "safetensors", "onnx")
+"""Those that are written unless others are asked for."""
 
 SUFFIXES: Final[Mapping[str, Format]] = {
     ".pth": "pth",
@@ -31,6 +34,7 @@ SUFFIXES: Final[Mapping[str, Format]] = {
     ".ckpt": "pth",
     ".safetensors": "safetensors",
     ".onnx": "onnx",
+    ".engine": "trt",
 }
 """Which format a file's name promises."""
 
@@ -54,6 +58,14 @@ class Streamer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeRange:
+    """Sizes (H, W) in px that a model takes, both ends included."""
+
+    least: tuple[int, int]
+    most: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upscaler:
     """A model file, opened and ready to run.
 
@@ -71,6 +83,7 @@ class Upscaler:
         run: (N, C_in, H, W) float32 in [0, 1] to (N, C_out, scale * H, scale * W) float32, not
             clipped.
         streamer: Upscales large pictures without overlap, if the model allows it.
+        size_ranges: Sizes that it accepts, or none if `fixed_size` or any will do.
     """
 
     path: Path
@@ -85,6 +98,26 @@ class Upscaler:
     details: Mapping[str, int | str]
     run: Callable[[Image], Image] = field(repr=False)
     streamer: Streamer | None = None
+    size_ranges: tuple[SizeRange, ...] = ()
+
+    def accepted_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """The smallest size (H, W) in px that it accepts and that holds (height, width), or None.
+
+        Pictures that are smaller than an accepted size have to be filled up.
+        """
+        ranges = self.size_ranges
+        if self.fixed_size is not None:
+            ranges = (SizeRange(least=self.fixed_size, most=self.fixed_size),)
+        elif not ranges:
+            return height, width
+        fitting = [
+            (max(height, least_height), max(width, least_width))
+            for (least_height, least_width), (most_height, most_width) in (
+                (limits.least, limits.most) for limits in ranges
+            )
+            if height <= most_height and width <= most_width
+        ]
+        return min(fitting, key=math.prod, default=None)
 
 
 def format_of(path: Path) -> Format:
@@ -110,44 +143,51 @@ def open_upscaler(
     format: Format | None = None,
     device: str = "cpu",
     threads: int = 0,
+    provider: ProviderOptions | None = None,
     **constants: Unpack[Constants],
 ) -> Upscaler:
-    """Open a `.pth`, `.safetensors` or `.onnx` file to be run.
+    """Open a `.pth`, `.safetensors`, `.onnx` or `.engine` file to be run.
 
     Args:
         path: The file.
         format: Its format where the name does not tell.
-        device: Where PyTorch runs it, such as `cpu` or `cuda`. ONNX files run on the CPU.
+        device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU.
         threads: For onnxruntime; 0 leaves it the choice. PyTorch has one number for all networks.
+        provider: Where onnxruntime runs an ONNX file; by default the CPU.
         **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
 
     Raises:
         CheckpointError: It is a checkpoint that cannot be read.
-        ModelError: It is no super-resolution model that can be run, or the device is not there.
+        ModelError: It is no super-resolution model that can be run, or the device or provider is
+            not there.
         MissingExtraError: The runtime for this format is not installed.
     """
     path = Path(path)
     chosen = format or format_of(path)
-    if chosen != "onnx":
+    if chosen not in ("onnx", "trt"):
         return _open_checkpoint(path, chosen, device, constants)
     if constants:
         raise ModelError(
-            "an ONNX file has all its constants in it",
+            f"an {'ONNX file' if chosen == 'onnx' else 'engine'} has all its constants in it",
             file=path,
             found=f"--set {next(iter(constants))}",
             advice="set it for the checkpoint that the file was made from",
         )
+    if chosen == "trt":
+        from aether_converters.tensorrt_run import open_engine
+
+        return open_engine(path, device=device)
     if device != "cpu":
         raise ModelError(
-            "ONNX files run on the CPU",
+            "--device is for PyTorch: ONNX files run where --provider says",
             file=path,
             found=f"--device {device}",
-            advice="leave --device away, or run the .pth or .safetensors file",
+            advice="try --provider cuda, or run the .pth or .safetensors file",
         )
     require("onnxruntime")
     from aether_converters.onnx_runtime import open_onnx
 
-    return open_onnx(path, threads=threads)
+    return open_onnx(path, threads=threads, provider=provider)
 
 
 PRECISIONS: Final[Mapping[str, torch.dtype]] = {
