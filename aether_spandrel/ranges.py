@@ -35,10 +35,13 @@ class Ranges:
         usable: Largest absolute value of a layer's input, by the layer's name in the fused
             network under canonical keys, in order of the network.
         unusable: In words, why an entry is no such value, by the name of what it belongs to.
+        of_inputs: Whether the file says it of the inputs themselves, as `aether_core.prepare_qat`
+            does: then the layers that have one are those that were trained for int8.
     """
 
     usable: Mapping[str, float]
     unusable: Mapping[str, str]
+    of_inputs: bool
 
 
 def read_ranges(
@@ -79,7 +82,9 @@ def read_ranges(
         else:
             found[layer] = value
     return Ranges(
-        usable={layer: found[layer] for layer in sources if layer in found}, unusable=unusable
+        usable={layer: found[layer] for layer in sources if layer in found},
+        unusable=unusable,
+        of_inputs=stored,
     )
 
 

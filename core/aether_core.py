@@ -31,6 +31,8 @@ __all__ = [
     "SCALES",
     "AetherConfig",
     "AetherNet",
+    "Block",
+    "GatedFFN",
     "InputRange",
     "aether",
     "aether_large",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aether_converters.quantisation import (
@@ -20,7 +21,7 @@ from aether_converters.quantisation import (
     PICTURE,
     PIXELS,
     Grid,
-    Plan,
+    QuantisationPlan,
     Target,
     grid_for,
     has_picture_grid,
@@ -30,14 +31,15 @@ from aether_converters.quantisation import (
     symmetric_grid,
 )
 from aether_converters.upscalers import Image
-from aether_core import AetherNet, GatedFFN
+from aether_converters.verification import structured_image
+from aether_core import AetherNet, Block, GatedFFN
 
 Method = Literal["mse", "percentile", "minmax"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 SIDE: Final = 64  # px of a patch
 PATCHES: Final = 16
-TRIED: Final = 6  # patches on which `mse` tries them
+TRIED: Final = 8  # patches on which `mse` tries them
 PERCENTILE: Final = 99.99
 BINS: Final = 4096
 SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
@@ -80,7 +82,7 @@ def calibrate(
     *,
     method: Method = "mse",
     trained: Mapping[str, float] | None = None,
-) -> Plan:
+) -> QuantisationPlan:
     """Find a grid for everything that `layers` round.
 
     `minmax` spans all values that were met, `percentile` leaves out 0.01% at each end, `mse` takes
@@ -122,7 +124,7 @@ def calibrate(
             outputs[name] = grids[Point(after, "input")]
     if target == "cpu" and LAST in layers:
         outputs[LAST] = PIXELS
-    return Plan(
+    return QuantisationPlan(
         target=target,
         inputs={name: grids[Point(name, "input")] for name in layers},
         outputs=outputs,
@@ -183,21 +185,21 @@ def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: See
 
 
 @contextmanager
-def _called_layer_by_layer(network: AetherNet) -> Iterator[None]:
+def _called_layer_by_layer(network: AetherNet) -> Generator[None]:
     """Inference passes layers over; with this they are called, and so are their hooks."""
-    blocks = [block for block in network.modules() if hasattr(block, "quantised")]
-    before = [cast(bool, block.quantised) for block in blocks]
+    blocks = [block for block in network.modules() if isinstance(block, Block)]
+    before = [block.quantised for block in blocks]
     for block in blocks:
-        cast(Any, block).quantised = True
+        block.quantised = True
     try:
         yield
     finally:
         for block, was in zip(blocks, before, strict=True):
-            cast(Any, block).quantised = was
+            block.quantised = was
 
 
 @contextmanager
-def _shown(network: AetherNet, points: Collection[Point], seen: Seen) -> Iterator[None]:
+def _shown(network: AetherNet, points: Collection[Point], seen: Seen) -> Generator[None]:
     wanted = set(points)
     handles: list[Any] = []
 
@@ -230,15 +232,32 @@ def _itself(x: Tensor) -> Tensor:
 
 
 def built_in_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> list[Image]:
-    """Pictures of nothing that photographs resemble to a network, the same each time.
+    """Pictures of nothing that are to a network as photographs and drawings are, always the same.
 
-    Textured discs and rectangles of all sizes lie over each other (the "dead leaves" model of
-    natural images: Lee, Mumford and Huang, IJCV 2001), shaded, blurred by a lens and with noise.
+    Three in four are like photographs: textured discs and rectangles of all sizes lie over each
+    other (the "dead leaves" model of natural images: Lee, Mumford and Huang, IJCV 2001), shaded,
+    blurred by a lens and with noise. One in four is like a drawing or a screen, with lines and
+    edges from black to white, which reach the largest values.
 
     Returns:
         `count` arrays (1, channels, side, side) of 8-bit pixels in [0, 1].
     """
-    return [_dead_leaves(seed, channels, side) for seed in range(count)]
+    return [
+        (_drawing if index % 4 == 3 else _dead_leaves)(index, channels, side)
+        for index in range(count)
+    ]
+
+
+def _drawing(seed: int, channels: int, side: int) -> Image:
+    """A part of `structured_image`."""
+    top, left = np.random.default_rng((20250625, seed)).integers(0, 2 * side, 2)
+    whole = structured_image(channels, 3 * side, 3 * side)
+    return _in_8_bits(whole[:, :, top : top + side, left : left + side])
+
+
+def _in_8_bits(picture: NDArray[np.floating[Any]]) -> Image:
+    levels: NDArray[np.float64] = np.clip(picture * LEVELS, 0, LEVELS).round()
+    return (levels / LEVELS).astype(np.float32)
 
 
 def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> Image:
@@ -272,12 +291,14 @@ def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> 
         shade += strength * texture[top:bottom, left:right]
         window = canvas[:, top:bottom, left:right]
         window[:, inside] = (colour[:, None, None] + shade)[:, inside]
-    small = canvas.reshape(channels, side, oversampling, side, oversampling).mean(axis=(2, 4))
+    small: NDArray[np.float64] = canvas.reshape(
+        channels, side, oversampling, side, oversampling
+    ).mean(axis=(2, 4))
     small += 0.01 * random.random() * random.standard_normal(small.shape)
-    return (np.clip(small * LEVELS, 0, LEVELS).round() / LEVELS)[None].astype(np.float32)
+    return _in_8_bits(small)[None]
 
 
-def _texture(random: np.random.Generator, side: int, falloff: float) -> np.ndarray[Any, Any]:
+def _texture(random: np.random.Generator, side: int, falloff: float) -> NDArray[np.float64]:
     """Noise whose amplitude falls with frequency, as in natural images."""
     frequency = np.fft.fftfreq(side)
     radius = np.hypot(frequency[:, None], frequency[None, :])
@@ -324,7 +345,7 @@ def _cut(picture: Image, side: int) -> Iterator[Image]:
             yield picture[:, :, top : top + side, left : left + side]
 
 
-def _features(patch: Image) -> np.ndarray[Any, Any]:
+def _features(patch: Image) -> NDArray[np.float64]:
     steps = [np.diff(patch, axis=axis).std() for axis in (2, 3)]
     return np.array(
         [*patch.mean(axis=(0, 2, 3)), patch.std(), patch.min(), patch.max(), *steps, sum(steps)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aether_converters.benchmark import Benchmark
     from aether_converters.conversion import Report
     from aether_converters.providers import ProviderOptions
+    from aether_converters.quantising import Int8Options
     from aether_converters.tensorrt_build import EngineOptions
     from aether_converters.upscaling import Job, PictureReport
     from aether_converters.verification import ArtefactReport
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
 USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")
-PRECISIONS: Final = ("fp32", "fp16")
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+USUAL_PRECISIONS: Final = ("fp32", "fp16")
+INT8_TARGETS: Final = ("tensorrt", "cpu")
+CALIBRATION_METHODS: Final = ("mse", "percentile", "minmax")
 COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
 
@@ -73,6 +77,7 @@ examples:
   aethernet convert model.pth --to onnx --shape 1x3x720x1280 one picture size only
   aethernet convert model.pth --out release/ --force         replace older files
   aethernet convert model.pth --set res_scale=0.15           a value that the file does not say
+  aethernet convert model.pth --to onnx --precision int8 --int8-target tensorrt,cpu
   aethernet convert model.pth --to trt --precision fp16      a TensorRT engine for this GPU
   aethernet convert model.pth --to trt --trt-backend tensorrt-rtx --compute-capability 8.6,8.9
                                                              built without a GPU, for RTX 30 and 40
@@ -252,11 +257,28 @@ def _convert(options: argparse.Namespace) -> int:
             force=options.force,
             strict=options.strict,
             progress=advance,
+            int8=_int8_options(options),
             engine=_engine_options(options),
             build_progress=advance.detail,
             **options.constants,
         )
     return _print_report(report, options, kept="written", dropped="not kept")
+
+
+def _int8_options(options: argparse.Namespace) -> Int8Options | None:
+    """How a network becomes int8, or None if nothing was said of it."""
+    from aether_converters.quantising import Int8Options
+
+    int8 = Int8Options(
+        targets=tuple(options.int8_target),
+        calibration=tuple(options.calibration),
+        method=options.calibration_method,
+        keep_float=tuple(options.keep_float),
+        everything=options.int8_all,
+        sensitivity=options.sensitivity,
+        max_loss=options.max_loss,
+    )
+    return None if int8 == Int8Options() else int8
 
 
 def _engine_options(options: argparse.Namespace) -> EngineOptions | None:
@@ -394,6 +416,7 @@ def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dro
                 f"[bold]{dropped}[/]" if artefact.problem else kept,
             )
         _console(sys.stdout).print(table)
+        _print_quantisation(report)
         for warning in report.source.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     for artefact in report.artefacts:
@@ -414,6 +437,34 @@ def _comparison(artefact: ArtefactReport) -> tuple[str, str, str]:
         artefact.limit,
     )
 
+
+def _print_quantisation(report: Report) -> None:
+    """What is in int8, and what each layer costs where that was measured."""
+    for artefact in report.artefacts:
+        if "int8_share" in artefact.details:
+            print(
+                f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
+                f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
+            )
+    for target, costs in report.costs.items():
+        table = _table(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
+        total = sum(cost.macs for cost in costs)
+        for cost in sorted(costs, key=lambda cost: -cost.loss):
+            table.add_row(
+                cost.layer,
+                f"{cost.macs / total:.2%}",
+                f"{cost.loss:.4f} dB",
+                "int8" if cost.quantised else "float",
+            )
+        _console(sys.stdout).print(table)
+
+
+COST_COLUMNS: Final = (
+    ("layer", "left"),
+    ("of all MACs", "right"),
+    ("loss of PSNR", "right"),
+    ("kept in", "left"),
+)
 
 REPORT_COLUMNS: Final = (
     ("file", "left"),
@@ -630,9 +681,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--precision",
         type=_list_of(PRECISIONS),
-        default=list(PRECISIONS),
+        default=list(USUAL_PRECISIONS),
         metavar="PRECISIONS",
-        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all)",
+        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
     )
     convert.add_argument(
         "--shape",
@@ -644,6 +695,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name", type=_name, help="the model's name in the file names (default: the model's own)"
     )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
+    _int8_arguments(convert)
     _checkpoint_options(convert, strict=True)
     _engine_arguments(convert)
 
@@ -841,6 +893,55 @@ def _provider_arguments(command: argparse.ArgumentParser) -> None:
         "--provider-int8",
         action="store_true",
         help="let --provider tensorrt compute quantised files in int8",
+    )
+
+
+def _int8_arguments(convert: argparse.ArgumentParser) -> None:
+    """Options of `convert --precision int8`."""
+    group = convert.add_argument_group("int8")
+    group.add_argument(
+        "--int8-target",
+        type=_list_of(INT8_TARGETS),
+        default=["tensorrt"],
+        metavar="TARGETS",
+        help="who will run it, a file for each: comma-separated, of tensorrt (symmetric int8) and "
+        "cpu (uint8 activations, for onnxruntime) (default: tensorrt)",
+    )
+    group.add_argument(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders like those that the model will upscale, from which the ranges "
+        "come (default: built-in pictures)",
+    )
+    group.add_argument(
+        "--calibration-method",
+        choices=CALIBRATION_METHODS,
+        default="mse",
+        help="how a range follows from the values met (default: mse)",
+    )
+    group.add_argument(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="layers that stay float, such as conv_last or 'layers.0.*'",
+    )
+    group.add_argument(
+        "--int8-all",
+        action="store_true",
+        help="every convolution and linear map, depthwise ones too",
+    )
+    group.add_argument(
+        "--sensitivity", action="store_true", help="measure and list what each layer costs"
+    )
+    group.add_argument(
+        "--max-loss",
+        type=_positive,
+        metavar="DB",
+        help="keep layers float until the loss is at most this, such as 0.02",
     )
 
 

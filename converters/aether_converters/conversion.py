@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 import safetensors.torch
 import torch
@@ -23,6 +23,9 @@ from typing_extensions import Unpack
 from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
+from aether_converters.quantisation import Target
+from aether_converters.quantising import Int8Options, Quantised, quantise_network
+from aether_converters.sensitivity import Cost
 from aether_converters.tensorrt_backend import load_backend
 from aether_converters.tensorrt_build import BuildProgress, EngineOptions
 from aether_converters.upscalers import (
@@ -40,8 +43,9 @@ from aether_spandrel.inspection import CheckpointInfo, describe_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
 from aether_spandrel.publishing import fused_state_dict
 
-Precision = Literal["fp32", "fp16"]
-TARGET_PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+FloatPrecision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+USUAL_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
 Shape = tuple[int, int, int, int]
 Progress = Callable[[str], None]
 
@@ -90,11 +94,18 @@ class Report:
     """What a conversion or verification found: the source, and each artefact.
 
     An artefact that could not be run where it was made has neither passed nor failed.
+
+    Attributes:
+        source: The checkpoint.
+        source_sha256: Of its file, in hexadecimal.
+        artefacts: What was measured of each.
+        costs: By int8 target, what each layer costs, where that was asked for.
     """
 
     source: CheckpointInfo
     source_sha256: str
     artefacts: tuple[ArtefactReport, ...]
+    costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict[str, tuple[Cost, ...]])
 
     @property
     def passed(self) -> bool:
@@ -112,6 +123,9 @@ class Report:
             "passed": self.passed,
             "source": {**self.source.as_dict(), "sha256": self.source_sha256},
             "artefacts": [artefact.as_dict() for artefact in self.artefacts],
+            "sensitivity": {
+                target: [cost.as_dict() for cost in costs] for target, costs in self.costs.items()
+            },
         }
 
 
@@ -144,12 +158,13 @@ def convert(
     out: str | Path | None = None,
     *,
     to: Sequence[Format] = FORMATS,
-    precision: Sequence[Precision] = TARGET_PRECISIONS,
+    precision: Sequence[Precision] = USUAL_PRECISIONS,
     shape: Shape | None = None,
     name: str | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
+    int8: Int8Options | None = None,
     engine: EngineOptions | None = None,
     build_progress: BuildProgress | None = None,
     **constants: Unpack[Constants],
@@ -163,12 +178,13 @@ def convert(
         source: A `.pth`, `.pt`, `.ckpt` or `.safetensors` checkpoint.
         out: Folder of the artefacts, made if it is missing; by default that of the source.
         to: Formats to write.
-        precision: Precisions in which each is written.
+        precision: Precisions in which each is written; int8 where the format can hold it.
         shape: (N, C, H, W) of a static ONNX graph; None for dynamic batch, height and width.
         name: The model's name within the file names; by default taken from the source's.
         force: Replace files that exist. The source itself is never replaced.
         strict: Refuse a source about which there is any doubt; see `CheckpointInfo.warnings`.
         progress: Called with a few words before each step.
+        int8: How the network becomes int8, if `precision` names it.
         engine: What a TensorRT engine is to be, if `to` names `trt`.
         build_progress: Called while an engine is built; see `build_plan`.
         **constants: Values that no tensor carries, such as `res_scale=0.15`; see
@@ -198,10 +214,11 @@ def convert(
         )
     engine = _chosen_engine(engine) if "trt" in to else None
     folder = Path(out) if out is not None else origin.path.parent
-    targets: dict[Path, tuple[Format, Precision]] = {
-        folder / file_name(origin, kind, held, shape=shape, name=name, engine=engine): (kind, held)
-        for kind in to
-        for held in precision
+    variants = _variants(origin, to, precision, int8)
+    int8 = int8 or Int8Options()
+    targets: dict[Path, Variant] = {
+        folder / file_name(origin, v.format, v.label, shape=shape, name=name, engine=engine): v
+        for v in variants
     }
     for target in targets:
         if target.exists() and target.samefile(origin.path):
@@ -219,27 +236,117 @@ def convert(
     reference = Reference(origin.network, path=origin.path)
 
     @functools.cache
-    def graph(held: Precision) -> bytes:
-        return WRITERS["onnx"](origin, held, shape)
+    def quantised(runner: Target) -> Quantised:
+        return quantise_network(origin.network, runner, int8, say)
+
+    @functools.cache
+    def graph(precision: Precision, runner: Target | None) -> bytes:
+        if runner is not None:
+            return _integer_bytes(origin, quantised(runner), shape)
+        return WRITERS["onnx"](origin, cast(FloatPrecision, precision), shape)
 
     artefacts: list[ArtefactReport] = []
-    for target, (kind, held) in targets.items():
+    for target, variant in targets.items():
         say(target.name)
-        content = graph(held) if kind in GRAPHS else WRITERS[kind](origin, held, shape)
-        if engine is not None and kind == "trt":
+        if variant.format in GRAPHS:
+            content = graph(variant.precision, variant.target)
+        else:
+            held = cast(FloatPrecision, variant.precision)
+            content = WRITERS[variant.format](origin, held, shape)
+        if engine is not None and variant.format == "trt":
             written = write_engine(
                 content,
                 target,
                 engine,
                 reference,
-                precision=held,
+                precision=variant.precision,
                 force=force,
                 progress=build_progress,
             )
         else:
-            written = _write(content, reference, target, kind, force=force)
+            written = _write(content, reference, target, variant.format, force=force)
+        if variant.target is not None:
+            written = _with_quantisation(written, variant.target, quantised(variant.target))
         artefacts.append(written)
-    return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(artefacts))
+    runners = dict.fromkeys(v.target for v in variants if v.target is not None)
+    return Report(
+        source=origin.info,
+        source_sha256=origin.sha256,
+        artefacts=tuple(artefacts),
+        costs={runner: costs for runner in runners if (costs := quantised(runner).costs)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One file to write.
+
+    Attributes:
+        format: Of the file.
+        precision: Of weights and arithmetic.
+        target: Who will run it in int8; None in other precisions.
+    """
+
+    format: Format
+    precision: Precision
+    target: Target | None = None
+
+    @property
+    def label(self) -> str:
+        """The precision within the file's name."""
+        return "int8_cpu" if self.target == "cpu" else self.precision
+
+
+def _variants(
+    source: Source,
+    formats: Sequence[Format],
+    precisions: Sequence[Precision],
+    int8: Int8Options | None,
+) -> list[Variant]:
+    """Which files are written, in order.
+
+    Raises:
+        ConversionError: No format holds int8, or int8 options were given in vain.
+    """
+    if "int8" in precisions and not GRAPHS & set(formats):
+        raise ConversionError(
+            "none of the chosen formats holds int8",
+            file=source.path,
+            expected="onnx or trt",
+            found=", ".join(formats),
+            advice="add onnx to --to",
+        )
+    if int8 is not None and "int8" not in precisions:
+        raise ConversionError(
+            "options for int8 were given, and no int8 file is to be written",
+            file=source.path,
+            found=f"--precision {','.join(precisions)}",
+            advice="add int8 to --precision, or leave the options away",
+        )
+    targets = (int8 or Int8Options()).targets
+    found: list[Variant] = []
+    for kind in formats:
+        for held in precisions:
+            if held != "int8":
+                found.append(Variant(format=kind, precision=held))
+            elif kind == "trt":
+                found.append(Variant(format=kind, precision=held, target="tensorrt"))
+            elif kind in GRAPHS:
+                found += [Variant(format=kind, precision=held, target=t) for t in targets]
+    return found
+
+
+def _with_quantisation(
+    report: ArtefactReport, target: Target, quantised: Quantised
+) -> ArtefactReport:
+    """The report with what is in int8, and whence the ranges come."""
+    facts = {
+        "int8_target": target,
+        "int8_layers": len(quantised.plan.inputs),
+        "int8_share": f"{quantised.share:.1%} of the multiply-accumulates",
+        "ranges": "; ".join(quantised.notes),
+    }
+    return replace(report, details={**report.details, **facts})
 
 
 def _chosen_engine(options: EngineOptions | None) -> EngineOptions:
@@ -412,7 +519,7 @@ def _stored_weights(source: Source, precision: str) -> dict[str, Tensor]:
     return stored
 
 
-def _torch_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+def _torch_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
     del shape  # a property of graphs alone
     buffer = io.BytesIO()
     torch.save(
@@ -425,7 +532,7 @@ def _torch_bytes(source: Source, precision: Precision, shape: Shape | None) -> b
     return buffer.getvalue()
 
 
-def _safetensors_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+def _safetensors_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
     del shape
     metadata = {"format": "pt", **_as_text(describe_artefact(source, precision))}
     return _with_sorted_header(safetensors.torch.save(_stored_weights(source, precision), metadata))
@@ -439,7 +546,7 @@ def _with_sorted_header(content: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
-def _onnx_bytes(source: Source, precision: Precision, shape: Shape | None) -> bytes:
+def _onnx_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
     from aether_converters.onnx_graph import build_onnx
 
     config = source.fused.config
@@ -454,7 +561,28 @@ def _onnx_bytes(source: Source, precision: Precision, shape: Shape | None) -> by
     return model.SerializeToString()
 
 
-WRITERS: Final[Mapping[Format, Callable[[Source, Precision, Shape | None], bytes]]] = {
+def _integer_bytes(source: Source, quantised: Quantised, shape: Shape | None) -> bytes:
+    from aether_converters.integer_graph import quantise
+    from aether_converters.onnx_graph import build_onnx
+
+    config, plan = source.fused.config, quantised.plan
+    metadata = {
+        **describe_artefact(source, "int8"),
+        "int8_target": plan.target,
+        "int8_layers": list(plan.inputs),
+        "int8_trained_layers": sorted(plan.trained),
+    }
+    model = build_onnx(
+        quantised.network,
+        channels=(config.in_chans, config.out_chans),
+        scale=config.scale,
+        shape=shape,
+        metadata=_as_text(metadata),
+    )
+    return quantise(model, plan).SerializeToString()
+
+
+WRITERS: Final[Mapping[Format, Callable[[Source, FloatPrecision, Shape | None], bytes]]] = {
     "pth": _torch_bytes,
     "safetensors": _safetensors_bytes,
     "onnx": _onnx_bytes,

@@ -8,6 +8,7 @@ channels-last. Both are standard ONNX at the opset of the float graph.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from aether_converters.onnx_graph import OUTPUT, Graph
-from aether_converters.quantisation import LAST, MAIN, Grid, Plan, Target, quantised_weight
+from aether_converters.quantisation import (
+    LAST,
+    MAIN,
+    Grid,
+    QuantisationPlan,
+    Target,
+    quantised_weight,
+)
 
 TO_CHANNELS_LAST: Final = [0, 2, 3, 1]
 TO_CHANNELS_FIRST: Final = [0, 3, 1, 2]
@@ -35,7 +43,7 @@ POINTWISE: Final = frozenset(
 )
 
 
-def quantise(model: ModelProto, plan: Plan) -> ModelProto:
+def quantise(model: ModelProto, plan: QuantisationPlan) -> ModelProto:
     """The graph of `build_onnx` in float32 with the plan's layers in int8; checked.
 
     Input, output and metadata stay as they are; the CPU target's output is one of 256 values from
@@ -73,12 +81,12 @@ class _Integers:
 class _Writer:
     """Copies a graph node by node, each tensor under the name that `names` gives it."""
 
-    def __init__(self, model: ModelProto, plan: Plan) -> None:
+    def __init__(self, model: ModelProto, plan: QuantisationPlan) -> None:
         self.plan = plan
-        self.source = list(model.graph.node)
+        self.source = list(copy.deepcopy(model.graph).node)
         self.graph = Graph(torch.float32)
         self.constants = {
-            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            tensor.name: torch.tensor(cast(Any, numpy_helper.to_array(tensor)))
             for tensor in model.graph.initializer
         }
         self.names: dict[str, str] = {value.name: value.name for value in model.graph.input}
@@ -174,7 +182,7 @@ class _CpuWriter(_Writer):
     A tensor lies in memory as (N, C, H, W), or as (N, H, W, C) if its name is in `channels_last`.
     """
 
-    def __init__(self, model: ModelProto, plan: Plan) -> None:
+    def __init__(self, model: ModelProto, plan: QuantisationPlan) -> None:
         super().__init__(model, plan)
         self.channels_last: set[str] = set()
         self._turned: dict[tuple[str, bool], str] = {}
@@ -259,7 +267,9 @@ class _CpuWriter(_Writer):
         gate = self._gate_grid(node)
         if gate is not None:  # the main map gives integers, so the activated gate must, too
             names = [
-                name if source.endswith(RESULT_OF_MAIN) else self.known(self.rounded(name, gate), last)
+                name
+                if source.endswith(RESULT_OF_MAIN)
+                else self.known(self.rounded(name, gate), last)
                 for source, name in zip(node.input, names, strict=True)
             ]
         return self.known(self.add(node, names), last)
@@ -388,7 +398,7 @@ CPU_LOWERINGS: Final[Mapping[str, Callable[[_CpuWriter, NodeProto], str]]] = {
     "ReduceMean": _CpuWriter.reduction,
     "Transpose": _CpuWriter.transpose,
 }
-"""How each operator is written that minds in which order its input lies; others take it as given."""
+"""How each operator is written that minds in which order its input lies, or need not."""
 
 WRITERS: Final[Mapping[Target, type[_Writer]]] = {"tensorrt": _Writer, "cpu": _CpuWriter}
 """By target."""

@@ -185,7 +185,7 @@ def _reduce(op: str) -> Lowering:
     return lower
 
 
-def _mean(graph: _Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _mean(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Over rows, then over columns: in one step TensorRT copies the picture to another order."""
     if _axes(kwargs["dim"]) != [2, 3] or not kwargs["keepdim"]:
         return _reduce("ReduceMean")(graph, name, args, kwargs)

@@ -29,6 +29,9 @@ DTYPES: Final[Mapping[int, tuple[str, type[np.generic]]]] = {
     TensorProto.FLOAT: ("fp32", np.float32),
     TensorProto.FLOAT16: ("fp16", np.float16),
 }
+INTEGER_OPERATORS: Final = frozenset(
+    ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger", "ConvInteger")
+)
 PROBE_SIDE: Final = 64  # px; where a dynamic file is asked for its shapes
 LIVE_TENSORS: Final = 3  # an operator's input and output, and a residual kept for later
 _STATE: Final = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -175,6 +178,7 @@ def _interface(path: Path, model: ModelProto) -> _Interface:
     tensor = inputs[0].type.tensor_type
     dims = [dim.dim_value or None for dim in tensor.shape.dim]
     known = DTYPES.get(tensor.elem_type)
+    integers = any(node.op_type in INTEGER_OPERATORS for node in model.graph.node)
     if known is None or len(dims) != 4 or dims[1] is None:
         raise ModelError(
             "this is no image-to-image model",
@@ -185,6 +189,7 @@ def _interface(path: Path, model: ModelProto) -> _Interface:
             f"shape ({', '.join(str(dim or '?') for dim in dims)})",
         )
     precision, dtype = known
+    precision = "int8" if integers else precision
     batch, channels, height, width = dims
     fixed = (height, width) if height and width else None
     return _Interface(

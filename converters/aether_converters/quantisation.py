@@ -1,7 +1,7 @@
 """Which layers of a network compute in int8, and on which grid each tensor is rounded.
 
-A plan says it once. `simulate` runs it in PyTorch, `integer_graph` writes it as ONNX; both round the
-same tensors to the same grids, so what calibration measures is what a file computes.
+A plan says it once. `simulate` runs it in PyTorch, `integer_graph` writes it as ONNX; both round
+the same tensors to the same grids, so what calibration measures is what a file computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aether_core import (
     SCALES,
     AetherConfig,
     AetherNet,
-    GatedFFN,
+    Block,
     input_scale,
     weight_scales,
 )
@@ -95,7 +95,7 @@ PIXELS: Final = Grid(float(torch.tensor(1 / LEVELS)), 0, signed=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class QuantisationPlan:
     """What is rounded to int8.
 
     Attributes:
@@ -115,16 +115,14 @@ class Plan:
     trained: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def only(self, layers: Collection[str]) -> Plan:
+    def only(self, layers: Collection[str]) -> QuantisationPlan:
         """The same plan with these layers alone in int8."""
         return replace(
             self,
             inputs={name: grid for name, grid in self.inputs.items() if name in layers},
             outputs={name: grid for name, grid in self.outputs.items() if name in layers},
             activations={
-                name: grid
-                for name, grid in self.activations.items()
-                if f"{name}.{MAIN}" in layers
+                name: grid for name, grid in self.activations.items() if f"{name}.{MAIN}" in layers
             },
         )
 
@@ -167,7 +165,7 @@ def chosen_layers(
         ConversionError: No layer is called as `keep_float` says.
     """
     layers = layers_of(network)
-    chosen = [name for name, layer in layers.items() if everything or _pays(name, layer, target)]
+    chosen = [name for name, layer in layers.items() if everything or _pays(name, layer)]
     if not everything and not (target == "tensorrt" and has_picture_grid(network.config)):
         chosen.remove(FIRST)
     for pattern in keep_float:
@@ -181,8 +179,7 @@ def chosen_layers(
     return chosen
 
 
-def _pays(name: str, layer: nn.Module, target: Target) -> bool:
-    del target
+def _pays(name: str, layer: nn.Module) -> bool:
     return not is_depthwise(layer) and "_attn." not in name
 
 
@@ -232,11 +229,11 @@ def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (values / steps).round().to(torch.int8), scales
 
 
-def simulate(network: AetherNet, plan: Plan) -> AetherNet:
+def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
     """A copy of a fused network that rounds what the plan rounds, in float32 arithmetic."""
     copied = copy.deepcopy(network)
     for block in copied.modules():
-        if hasattr(block, "quantised"):
+        if isinstance(block, Block):
             block.quantised = True  # every layer is then called by itself, and so are its hooks
     with torch.no_grad():
         for name, grid in plan.inputs.items():
@@ -246,14 +243,11 @@ def simulate(network: AetherNet, plan: Plan) -> AetherNet:
             layer.weight = nn.Parameter(integers * steps, requires_grad=False)
             layer.register_forward_pre_hook(_round_input(grid))
     for name, grid in plan.outputs.items():
-        layer = copied.get_submodule(name)
-        if name == LAST:
-            grid = replace(grid, zero_point=0)
-            layer.register_forward_hook(_round_pixels(grid, _mean(copied)))
-        else:
-            layer.register_forward_hook(_round_output(grid))
+        # The last layer's result is the picture only with the mean.
+        mean = _mean(copied) if name == LAST else 0.0
+        copied.get_submodule(name).register_forward_hook(_round_output(grid, mean))
     for name, grid in plan.activations.items():
-        part = cast(GatedFFN, copied.get_submodule(name))
+        part = cast(Any, copied.get_submodule(name))
         part.activation = _rounded_activation(part.activation, grid)
     return copied
 
@@ -263,20 +257,27 @@ def _mean(network: AetherNet) -> float:
     return 0.0 if isinstance(network.mean, Tensor) else network.mean
 
 
-def _round_input(grid: Grid) -> Callable[..., tuple[Tensor]]:
-    return lambda _layer, inputs: (grid.rounded(inputs[0]),)
+def _round_input(grid: Grid) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (grid.rounded(inputs[0]),)
+
+    return hook
 
 
-def _round_output(grid: Grid) -> Callable[..., Tensor]:
-    return lambda _layer, _inputs, output: grid.rounded(output)
+def _round_output(grid: Grid, mean: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def hook(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return grid.rounded(output + mean) - mean if mean else grid.rounded(output)
+
+    return hook
 
 
-def _round_pixels(grid: Grid, mean: float) -> Callable[..., Tensor]:
-    return lambda _layer, _inputs, output: grid.rounded(output + mean) - mean
+def _rounded_activation(
+    function: Callable[[Tensor], Tensor], grid: Grid
+) -> Callable[[Tensor], Tensor]:
+    def rounded(x: Tensor) -> Tensor:
+        return grid.rounded(function(x))
 
-
-def _rounded_activation(function: Callable[[Tensor], Tensor], grid: Grid) -> Any:
-    return lambda x: grid.rounded(function(x))
+    return rounded
 
 
 def output_layers(network: AetherNet, layers: Collection[str]) -> list[str]:
@@ -287,9 +288,7 @@ def output_layers(network: AetherNet, layers: Collection[str]) -> list[str]:
     """
     modules = layers_of(network)
     return [
-        name
-        for name in layers
-        if isinstance(modules[name], nn.Conv2d) or name.endswith(f".{MAIN}")
+        name for name in layers if isinstance(modules[name], nn.Conv2d) or name.endswith(f".{MAIN}")
     ]
 
 

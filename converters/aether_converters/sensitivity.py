@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.quantisation import Plan, layers_of, simulate
+from aether_converters.quantisation import MAIN, QuantisationPlan, layers_of, simulate
 from aether_converters.upscalers import Image
 from aether_core import AetherNet
 
+NEGLIGIBLE: Final = 0.001  # dB
 TYPICAL_ERROR: Final = 1e-3
 """Mean squared error of a trained network against the truth: 30 dB."""
 
@@ -54,7 +55,7 @@ def error_of_loss(loss: float) -> float:
 
 def layer_costs(
     network: AetherNet,
-    plan: Plan,
+    plan: QuantisationPlan,
     patches: Sequence[Image],
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Cost]:
@@ -80,9 +81,15 @@ def layer_costs(
     return costs
 
 
+def plan_error(network: AetherNet, plan: QuantisationPlan, patches: Sequence[Image]) -> float:
+    """The mean squared error that a whole plan adds to pictures, where white is 1."""
+    batch = torch.from_numpy(np.concatenate(patches))
+    return _error(_run(simulate(network, plan), batch), _run(network, batch))
+
+
 def within_budget(
     network: AetherNet,
-    plan: Plan,
+    plan: QuantisationPlan,
     costs: Mapping[str, Cost],
     patches: Sequence[Image],
     budget: float,
@@ -105,6 +112,29 @@ def within_budget(
             break
         total = measured
     return [name for name in plan.inputs if name in set(order)]
+
+
+def without_costly_products(
+    network: AetherNet, plan: QuantisationPlan, patches: Sequence[Image]
+) -> QuantisationPlan:
+    """The same plan without the products of integers that cost more than `NEGLIGIBLE` dB each.
+
+    An activated gate has most of its values just below zero, where few steps of its grid lie; in
+    most blocks that does not matter, and in some it does. There the product is one of floats.
+    """
+    batch = torch.from_numpy(np.concatenate(patches))
+    exact = _run(network, batch)
+    costly: set[str] = set()
+    for part, grid in plan.activations.items():
+        main = f"{part}.{MAIN}"
+        alone = replace(plan.only(()), outputs={main: plan.outputs[main]}, activations={part: grid})
+        if loss_of(_error(_run(simulate(network, alone), batch), exact)) > NEGLIGIBLE:
+            costly.add(part)
+    return replace(
+        plan,
+        outputs={n: g for n, g in plan.outputs.items() if n.removesuffix(f".{MAIN}") not in costly},
+        activations={n: g for n, g in plan.activations.items() if n not in costly},
+    )
 
 
 def macs_per_pixel(network: AetherNet) -> dict[str, float]:
@@ -135,4 +165,4 @@ def _run(network: AetherNet, batch: Tensor) -> Tensor:
 def _error(found: Tensor, exact: Tensor) -> float:
     """Of pictures, which end at black and white."""
     difference = found.clamp(0, 1) - exact.clamp(0, 1)
-    return float(cast(Tensor, difference.double().square().mean()))
+    return float(difference.double().square().mean())
