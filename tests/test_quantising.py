@@ -92,11 +92,13 @@ def test_a_file_computes_what_the_plan_says(target: Target, everything: bool):
     network = recentred(fused_tiny())
     plan = planned(network, target, everything=everything)
     with torch.inference_mode():
-        expected = simulate(network, plan)(picture())
+        expected, exact = simulate(network, plan)(picture()), network(picture()).clamp(0, 1)
     found = run(exported(network, plan), picture())
     # A sum that is rounded the other way moves one value by one step.
     assert float(((found - expected).abs() > 1 / 255).float().mean()) < 1e-3
-    assert float((found - expected).abs().mean()) < 1e-4
+    noise = float((expected.clamp(0, 1) - exact).abs().mean())
+    assert 1e-4 < noise < 0.01
+    assert float((found - expected).abs().mean()) < 0.25 * noise
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -109,10 +111,14 @@ def test_every_revision_can_be_written(case: str, target: Target, tmp_path: Path
     plan = planned(network, target, everything=True)
     image = picture(network.config.in_chans, 17, 20)
     with torch.inference_mode():
-        expected = simulate(network, plan)(image)
+        expected, exact = simulate(network, plan)(image), network(image)
     found = run(exported(network, plan), image)
+    if target == "cpu":
+        exact = exact.clamp(0, 1)
     assert found.shape == expected.shape
-    assert float((found - expected).abs().mean()) < 1e-3 * float(expected.abs().mean())
+    # Both round the same, but for sums that end in the middle between two integers.
+    noise = float((expected - exact).abs().mean())
+    assert float((found - expected).abs().mean()) < 0.5 * noise
 
 
 def test_the_default_leaves_depthwise_kernels_and_attention_float():
@@ -136,9 +142,12 @@ def test_layers_can_be_kept_float_by_name_and_pattern():
 def test_8_bit_pixels_lie_on_the_first_layer_s_grid_exactly():
     network = fused_tiny()
     moved = recentred(network)
-    inside = (..., slice(2, -2), slice(2, -2))
+    margin = network.config.scale * network.config.receptive_radius
+    inside = (..., slice(margin, -margin), slice(margin, -margin))
+    image = picture(3, 40, 40)
     with torch.inference_mode():
-        expected, found = network(picture()), moved(picture())
+        expected, found = network(image), moved(image)
+    assert expected[inside].numel() > 0
     assert torch.allclose(found[inside], expected[inside], atol=1e-5)
     for target in TARGETS:
         grid = planned(moved, target, everything=True).inputs["conv_first"]
@@ -305,7 +314,7 @@ def test_what_was_trained_is_what_is_written(target: Target, tmp_path: Path):
     )
     (artefact,) = report.artefacts
     assert artefact.passed, artefact.problem
-    assert artefact.details["ranges"] == "the ranges of all 13 layers come from its training"
+    assert artefact.details["ranges"] == "the ranges of all 14 layers come from its training"
     model = onnx.load(str(artefact.path))
     if target == "tensorrt":
         written = scales(model)
@@ -355,7 +364,7 @@ def test_int8_goes_where_it_fits_and_other_precisions_everywhere(tmp_path: Path)
         tmp_path / "out",
         to=["pth", "onnx"],
         precision=["fp32", "int8"],
-        int8=Int8Options(targets=TARGETS, sensitivity=True),
+        int8=Int8Options(targets=TARGETS),
     )
     assert report.passed, [artefact.problem for artefact in report.artefacts]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -364,7 +373,6 @@ def test_int8_goes_where_it_fits_and_other_precisions_everywhere(tmp_path: Path)
         "2x_tiny_int8.onnx",
         "2x_tiny_int8_cpu.onnx",
     ]
-    assert set(report.costs) == set(TARGETS)
     for name in ("2x_tiny_int8.onnx", "2x_tiny_int8_cpu.onnx"):
         assert open_upscaler(tmp_path / "out" / name).precision == "int8"
 
