@@ -58,7 +58,7 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
     """
     provider = provider or ProviderOptions()
     refuse_missing_provider(provider, onnxruntime)
-    model = _read(path)
+    model = read_onnx(path)
     interface = _interface(path, model)
     session = cast(Any, _session(path, threads, provider))
     try:
@@ -119,7 +119,7 @@ class _Interface:
     dtype: type[np.generic]
 
 
-def _read(path: Path) -> ModelProto:
+def read_onnx(path: Path) -> ModelProto:
     try:
         return onnx.load(str(path))
     except OSError as error:
