@@ -120,6 +120,7 @@ class _Interface:
 
 
 def read_onnx(path: Path) -> ModelProto:
+    """A model file with its weights; raises ModelError if it cannot be read or is none."""
     try:
         return onnx.load(str(path))
     except OSError as error:
