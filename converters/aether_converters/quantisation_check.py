@@ -82,9 +82,9 @@ def tensorrt_findings(model: ModelProto) -> tuple[Finding, ...]:
 def integer_share(model: ModelProto, shape: Shape) -> float | None:
     """Share of the multiply-accumulates, 0 to 1, that TensorRT runs in int8.
 
-    A layer counts if both its inputs come straight from a DequantizeLinear and neither it nor these
-    have a finding. A finding "rejected" elsewhere does not matter here, though without its repair
-    nothing runs at all.
+    A layer counts if both its inputs come straight from a DequantizeLinear, and neither it nor what
+    dequantises its inputs or its bias has a finding. A finding "rejected" elsewhere does not matter
+    here, though without its repair nothing runs at all.
 
     Args:
         model: With its weights.
@@ -94,15 +94,18 @@ def integer_share(model: ModelProto, shape: Shape) -> float | None:
         None where the shapes inside do not follow from it; 0 for a graph without layers.
     """
     graph = _Graph(model)
-    faulty = {id(node) for node, _ in _findings(graph)}
+    faulty = {node.output[0] for node, _ in _findings(graph)}
 
     def integer(layer: NodeProto) -> bool:
-        origins = [graph.origins.get(name) for name in layer.input[:2]]
-        return layer.op_type in QUANTISABLE and all(
-            origin is not None
-            and not origin.operator
-            and not faulty & {id(layer), *map(id, graph.pair(origin.dequantize))}
-            for origin in origins
+        taken = [graph.origins.get(name) for name in layer.input]
+        parts = [
+            layer,
+            *(part for o in taken if o is not None for part in graph.pair(o.dequantize)),
+        ]
+        return (
+            layer.op_type in QUANTISABLE
+            and all(origin is not None and not origin.operator for origin in taken[:2])
+            and faulty.isdisjoint(part.output[0] for part in parts)
         )
 
     return _share(model, shape, integer)
@@ -163,7 +166,9 @@ def _optimised(path: Path) -> ModelProto:
         optimised = Path(folder, "optimised.onnx")
         options.optimized_model_filepath = str(optimised)
         try:
-            runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except RUNTIME_ERRORS as error:
             raise ModelError(
                 "onnxruntime refuses the model",
@@ -352,14 +357,17 @@ def _scale_type(graph: _Graph, node: NodeProto) -> str | None:
 
 
 def _scale_shape(graph: _Graph, layer: NodeProto) -> str | None:
-    shapes = _activation_scales(graph, layer)
-    found = next((shape for shape in shapes if shape and set(shape) == {1}), None)
-    return found and f"expected a scalar as the activations' scale, found shape {[*found]}"
+    for shape in _activation_scales(graph, layer):
+        if shape and {*shape} == {1}:
+            return f"expected a scalar as the activations' scale, found shape {[*shape]}"
+    return None
 
 
 def _per_channel(graph: _Graph, layer: NodeProto) -> str | None:
-    found = next((shape for shape in _activation_scales(graph, layer) if {*shape} - {1}), None)
-    return found and f"expected one scale for all activations, found {max(found)}"
+    for shape in _activation_scales(graph, layer):
+        if {*shape} - {1}:
+            return f"expected one scale for all activations, found {max(shape)}"
+    return None
 
 
 def _activation_scales(graph: _Graph, layer: NodeProto) -> list[tuple[int, ...]]:
