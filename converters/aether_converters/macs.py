@@ -21,6 +21,8 @@ Shape = tuple[int, ...]
 LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
+STANDARD: Final = ("", "ai.onnx")  # domains whose operators onnx can infer shapes for
+
 
 def module_macs(model: nn.Module, shape: Shape) -> int:
     """Multiply-accumulates of one forward pass of `shape`, (N, C, H, W).
@@ -54,23 +56,42 @@ def graph_macs(path: Path, shape: Shape) -> int | None:
     None where the shapes inside do not follow from it.
     """
     onnx: Any = require("onnx")
+    counts = node_macs(onnx.load(str(path), load_external_data=False), shape)
+    return None if counts is None else sum(count for _, count in counts)
+
+
+def node_macs(model: Any, shape: Shape) -> tuple[tuple[Any, int], ...] | None:
+    """The convolutions and products of an `onnx.ModelProto`, each with its multiply-accumulates.
+
+    None where the shapes inside do not follow from `shape`, (N, C, H, W), that of the input.
+    """
     from aether_converters.onnx_shapes import activation_shapes, image_input
 
-    model = onnx.load(str(path), load_external_data=False)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes = {**weights, image_input(model).name: shape, **activation_shapes(model, shape)}
-    counts = [
-        OPERATORS[node.op_type](
-            [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ()), node
+    if any(
+        not shapes.get(node.output[0]) for node in model.graph.node if node.domain not in STANDARD
+    ):
+        return None  # some of them multiply
+    counts = tuple(
+        (
+            node,
+            OPERATORS[node.op_type](
+                [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ()), node
+            ),
         )
         for node in model.graph.node
         if node.op_type in OPERATORS
-    ]
-    return sum(counts) if all(counts) else None
+    )
+    return counts if all(count for _, count in counts) else None
 
 
 def _convolution(inputs: list[Shape], output: Shape, _: Any) -> int:
     return math.prod(output or (0,)) * math.prod(inputs[1][1:] or (0,))
+
+
+def _integer_convolution(inputs: list[Shape], output: Shape, node: Any) -> int:
+    return _convolution([inputs[0], inputs[3]], output, node)
 
 
 def _transposed(inputs: list[Shape], _output: Shape, _: Any) -> int:
@@ -88,8 +109,12 @@ def _gemm(inputs: list[Shape], output: Shape, node: Any) -> int:
 
 OPERATORS: Final = {
     "Conv": _convolution,
+    "ConvInteger": _convolution,
     "ConvTranspose": _transposed,
-    "MatMul": _product,
     "Gemm": _gemm,
+    "MatMul": _product,
+    "MatMulInteger": _product,
+    "QLinearConv": _integer_convolution,
+    "QLinearMatMul": _product,
 }
 """What of an operator's inputs, output and attributes tells its count; 0 where it is unknown."""

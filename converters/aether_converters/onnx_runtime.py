@@ -61,7 +61,7 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
     """
     provider = provider or ProviderOptions()
     refuse_missing_provider(provider, onnxruntime)
-    model = _read(path)
+    model = read_onnx(path)
     interface = _interface(path, model)
     session = cast(Any, _session(path, threads, provider))
     try:
@@ -122,7 +122,8 @@ class _Interface:
     dtype: type[np.generic]
 
 
-def _read(path: Path) -> ModelProto:
+def read_onnx(path: Path) -> ModelProto:
+    """A model file with its weights; raises ModelError if it cannot be read or is none."""
     try:
         return onnx.load(str(path))
     except OSError as error:
