@@ -123,6 +123,7 @@ class Plan:
         return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
+FEWEST_STEPS: Final = 4  # so that int8 ranges have seen something before they are frozen
 QAT_PLAN: Final = Plan(steps=600, rate=1e-4, warmup=100, decay=0.99)
 
 
@@ -547,6 +548,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.out is None) == (options.evaluate is None):
         parser.error("give either --out or --evaluate")
+    if options.steps is not None and options.steps < FEWEST_STEPS:
+        parser.error(f"--steps must be at least {FEWEST_STEPS}")
     return options
 
 

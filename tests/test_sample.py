@@ -156,14 +156,14 @@ def test_a_training_does_not_go_on_with_other_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], photographs: Path
 ):
     command = ["--out", str(tmp_path), "--photographs", str(photographs), "--steps"]
-    assert main([*command, "1"]) == 0
-    assert main([*command, "2"]) == 1
+    assert main([*command, "4"]) == 0
+    assert main([*command, "5"]) == 1
     message = capsys.readouterr().err
     assert message.startswith(
         f"{tmp_path / 'state.pth'}: this training was begun with other settings\n"
-        "  expected  Plan(steps=2, "
+        "  expected  Plan(steps=5, "
     )
-    assert "  found     Plan(steps=1, " in message
+    assert "  found     Plan(steps=4, " in message
 
 
 # The command line
@@ -180,7 +180,7 @@ def test_trained_fine_tuned_and_measured(
     tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ):
     common = ["--out", str(tmp_path), "--photographs", str(photographs)]
-    assert main([*common, "--steps", "2"]) == 0
+    assert main([*common, "--steps", "4"]) == 0
     trained = tmp_path / SAMPLE_NAME
     assert aether_spandrel.inspect(trained).dtype == "float16"
     kept = safetensors.torch.load_file(sample.MODEL)
