@@ -20,6 +20,12 @@ from tests.tiny import tiny
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+SHORT = {
+    "python benchmarks/": " --quick --no-plot",
+    "python examples/train_sample.py --out": " --steps 4 --photographs photographs",
+}
+"""What is added to commands that take too long in earnest, so that a test shows that they run."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -29,6 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tools" / "ComfyUI").mkdir(parents=True)
     for picture in ("photo.png", "photos/a.jpg"):
         Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / picture)
+    (tmp_path / "photographs").mkdir()
+    noise = Image.effect_noise((160, 160), 80).convert("RGB")
+    noise.save(tmp_path / "photographs" / "noise.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path
@@ -46,10 +55,8 @@ def test_every_command_runs(page: Path):
     for block in blocks(page, "sh"):
         for line in block.splitlines():
             command = line.rpartition("&& ")[2]  # `.ci/run` runs the installation itself
-            if command.startswith("python benchmarks/"):
-                # In earnest it takes too long for a test; tiny networks show that it runs.
-                command = command.replace("benchmarks/", f"{ROOT}/benchmarks/", 1)
-                command += " --quick --no-plot"
+            command += next((add for start, add in SHORT.items() if command.startswith(start)), "")
+            command = re.sub(r"(?<= )(benchmarks|examples|converters)/", rf"{ROOT}/\1/", command)
             if command.startswith(("aethernet", "python")):
                 result = subprocess.run(
                     ["bash", "-c", command], capture_output=True, text=True, check=False

@@ -17,7 +17,7 @@ from PIL import Image
 from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader
 from torch import Tensor
 
-from aether_converters import convert, verify
+from aether_converters import convert, sample, verify
 from aether_converters.cli import main
 from aether_core import AetherNet
 from tests import golden_cases
@@ -77,3 +77,10 @@ def test_the_command_line_enlarges_a_picture_as_the_network_does(tmp_path: Path)
         expected = load(tmp_path / "net.pth")(x)[0].permute(1, 2, 0).numpy()
     found = np.asarray(Image.open(out)).astype(np.float32)
     assert np.abs(found - expected * 255).max() <= 0.51  # rounded, and nothing else
+
+
+def test_the_sample_model_enlarges_its_picture(tmp_path: Path):
+    out = tmp_path / "out.png"
+    command = ["upscale", sample.MODEL, sample.PICTURE, "--out", out]
+    assert main([str(part) for part in command]) == 0
+    assert Image.open(out).size == (600, 400)

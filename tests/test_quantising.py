@@ -280,7 +280,9 @@ def test_costs_add_up_and_a_budget_is_kept():
 def trained() -> AetherNet:
     """A network that was trained for int8 for a moment, its ranges frozen."""
     torch.manual_seed(0)
-    network = prepare_qat(fused_tiny().requires_grad_(True).train(), skip=["layers.*.conv"], warmup=4)
+    network = prepare_qat(
+        fused_tiny().requires_grad_(True).train(), skip=["layers.*.conv"], warmup=4
+    )
     optimizer = torch.optim.Adam(network.parameters(), 1e-5)
     for patch in built_in_patches(3, 8, 32):
         loss = (network(torch.from_numpy(patch)) - 0.5).abs().mean()
@@ -348,9 +350,10 @@ def test_published_files_export_with_their_own_ranges_or_say_why_not(case: str, 
                 assert made.plan.inputs[name].scale == step
             assert "come from its training" in made.notes[-1]
         else:
-            assert any("its training" in note for note in made.notes) or not fuse(
-                source.network
-            ).ranges.usable
+            assert (
+                any("its training" in note for note in made.notes)
+                or not fuse(source.network).ranges.usable
+            )
 
 
 # The command

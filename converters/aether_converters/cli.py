@@ -104,6 +104,7 @@ Compare model files with the checkpoint they were made from, on built-in picture
 examples:
   aethernet verify model.pth release/*
   aethernet verify model.pth model_fp16.onnx --pictures photos/
+  aethernet verify model.pth model_int8.onnx --pictures small/ --originals large/ --differences d/
 """
 
 BENCH: Final = """\
@@ -321,7 +322,13 @@ def _verify(options: argparse.Namespace) -> int:
         return _fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     with _progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
         report = verify(
-            options.model, files, pictures=options.pictures, progress=advance, **options.constants
+            options.model,
+            files,
+            pictures=options.pictures,
+            originals=options.originals,
+            differences=options.differences,
+            progress=advance,
+            **options.constants,
         )
     return _print_report(report, options, kept="passed", dropped="failed")
 
@@ -446,6 +453,10 @@ def _print_quantisation(report: Report) -> None:
                 f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
                 f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
             )
+        for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
+            if name in artefact.details:
+                print(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
+    _print_proofs(report)
     for target, costs in report.costs.items():
         table = _table(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
         total = sum(cost.macs for cost in costs)
@@ -458,6 +469,36 @@ def _print_quantisation(report: Report) -> None:
             )
         _console(sys.stdout).print(table)
 
+
+def _print_proofs(report: Report) -> None:
+    """How each file upscales the pictures that were given."""
+    proofs = [(a.path.name, proof) for a in report.artefacts for proof in a.pictures]
+    if not proofs:
+        return
+    escape: Any = _rich("markup").escape
+    table = _table("picture by picture", PROOF_COLUMNS)
+    for name, proof in proofs:
+        table.add_row(
+            escape(name),
+            escape(proof.picture),
+            "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
+            f"{proof.ssim:.4f}",
+            "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
+            "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
+            "-" if proof.loss is None else f"{proof.loss:.3f} dB",
+        )
+    _console(sys.stdout).print(table)
+
+
+PROOF_COLUMNS: Final = (
+    ("file", "left"),
+    ("picture", "left"),
+    ("PSNR to source", "right"),
+    ("SSIM to source", "right"),
+    ("to original", "right"),
+    ("SSIM", "right"),
+    ("loss", "right"),
+)
 
 COST_COLUMNS: Final = (
     ("layer", "left"),
@@ -768,6 +809,18 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH",
         help="pictures and folders to compare on too; the middle 512 x 512 px of each",
+    )
+    verify.add_argument(
+        "--originals",
+        type=Path,
+        metavar="FOLDER",
+        help="what the pictures should become, under the same names, to tell the loss",
+    )
+    verify.add_argument(
+        "--differences",
+        type=Path,
+        metavar="FOLDER",
+        help="write a picture of each difference, amplified 16 times",
     )
     _checkpoint_options(verify)
 

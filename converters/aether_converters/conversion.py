@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
+from aether_converters.proof import Pair, prove
 from aether_converters.quantisation import Target
 from aether_converters.quantising import Int8Options, Quantised, quantise_network
 from aether_converters.sensitivity import Cost
@@ -32,7 +33,7 @@ from aether_converters.upscalers import (
     FORMATS,
     PRECISIONS,
     Format,
-    Image,
+    Upscaler,
     open_upscaler,
 )
 from aether_converters.verification import ArtefactReport, Reference, verify_artefact
@@ -46,6 +47,7 @@ from aether_spandrel.publishing import fused_state_dict
 FloatPrecision = Literal["fp32", "fp16"]
 Precision = Literal["fp32", "fp16", "int8"]
 USUAL_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
+CHECKED_SIDE: Final = 64  # px, of the input for which multiply-accumulates are counted
 Shape = tuple[int, int, int, int]
 Progress = Callable[[str], None]
 
@@ -266,7 +268,8 @@ def convert(
         else:
             written = _write(content, reference, target, variant.format, force=force)
         if variant.target is not None:
-            written = _with_quantisation(written, variant.target, quantised(variant.target))
+            made = quantised(variant.target)
+            written = _with_quantisation(written, content, variant.target, made)
         artefacts.append(written)
     runners = dict.fromkeys(v.target for v in variants if v.target is not None)
     return Report(
@@ -337,16 +340,50 @@ def _variants(
 
 
 def _with_quantisation(
-    report: ArtefactReport, target: Target, quantised: Quantised
+    report: ArtefactReport, content: bytes, target: Target, quantised: Quantised
 ) -> ArtefactReport:
-    """The report with what is in int8, and whence the ranges come."""
-    facts = {
+    """The report with what is in int8, whence the ranges come, and whether TensorRT takes it."""
+    facts: dict[str, int | str] = {
         "int8_target": target,
         "int8_layers": len(quantised.plan.inputs),
         "int8_share": f"{quantised.share:.1%} of the multiply-accumulates",
         "ranges": "; ".join(quantised.notes),
     }
+    if target == "tensorrt" and (finding := _first_finding(content)):
+        report = replace(report, passed=False, problem=finding)
     return replace(report, details={**report.details, **facts})
+
+
+def _first_finding(content: bytes) -> str:
+    """What TensorRT would not run in int8 as it is written, in words; empty if it runs all."""
+    import onnx
+
+    from aether_converters.quantisation_check import tensorrt_findings
+
+    findings = tensorrt_findings(onnx.load_from_string(content))
+    if not findings:
+        return ""
+    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"TensorRT: {findings[0].node}: {findings[0].text} ({findings[0].verdict}){more}"
+
+
+def _checked_integers(upscaler: Upscaler) -> dict[str, int | str]:
+    """What of an int8 ONNX file runs in int8, with TensorRT and with onnxruntime on this CPU."""
+    import onnx
+
+    from aether_converters.quantisation_check import cpu_integer_share, integer_share
+
+    content = upscaler.path.read_bytes()
+    height, width = upscaler.fixed_size or (CHECKED_SIDE, CHECKED_SIDE)
+    shape = (1, upscaler.channels[0], height, width)
+    shares = {
+        "int8_share_tensorrt": integer_share(onnx.load_from_string(content), shape),
+        "int8_share_cpu": cpu_integer_share(upscaler.path, shape),
+    }
+    return {
+        **{name: "unknown" if share is None else f"{share:.1%}" for name, share in shares.items()},
+        "tensorrt": _first_finding(content) or "takes every int8 layer as it is",
+    }
 
 
 def _chosen_engine(options: EngineOptions | None) -> EngineOptions:
@@ -376,6 +413,8 @@ def verify(
     artefacts: Sequence[str | Path],
     *,
     pictures: Sequence[str | Path] = (),
+    originals: str | Path | None = None,
+    differences: str | Path | None = None,
     progress: Progress | None = None,
     **constants: Unpack[Constants],
 ) -> Report:
@@ -385,6 +424,8 @@ def verify(
         source: The checkpoint.
         artefacts: `.pth`, `.safetensors`, `.onnx` or `.engine` files, ours or other people's.
         pictures: Picture files and folders to compare on, beside the built-in pictures.
+        originals: Folder with what the pictures should become, under the same names.
+        differences: Folder for a picture of each difference, amplified.
         progress: Called with a few words before each step.
         **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
 
@@ -394,26 +435,48 @@ def verify(
     Raises:
         CheckpointError: A checkpoint cannot be read or is no AetherNet.
         ModelError: An ONNX file cannot be run.
-        ConversionError: The source gives no picture, or an artefact one of another size.
-        ImageError: A picture cannot be read.
+        ConversionError: The source gives no picture, or an artefact or original has another size.
+        ImageError: A picture cannot be read, or has no original.
         MissingExtraError: The runtime of a format is not installed.
     """
     say = progress or _silent
     say("running the source network")
     origin = read_source(source, **constants)
-    images: list[Image] = []
+    pairs: list[Pair] = []
     if pictures:
         for module in ("PIL", "tifffile", "imagecodecs"):
             require(module)
-        from aether_converters.upscaling import comparison_images
+        from aether_converters.upscaling import comparison_pairs
 
-        images = comparison_images(pictures, origin.network.config.in_chans)
-    reference = Reference(origin.network, images, path=origin.path)
+        config = origin.network.config
+        pairs = comparison_pairs(
+            pictures, originals, channels=(config.in_chans, config.out_chans), scale=config.scale
+        )
+    elif originals is not None or differences is not None:
+        raise ConversionError(
+            "there are no pictures to compare on", advice="name them with --pictures"
+        )
+    reference = Reference(origin.network, [pair.image for pair in pairs], path=origin.path)
+    expected = [reference.run(pair.image) for pair in pairs]
     found: list[ArtefactReport] = []
-    for artefact in artefacts:
-        say(Path(artefact).name)
-        found.append(verify_artefact(open_upscaler(artefact), reference))
+    for artefact in map(Path, artefacts):
+        say(artefact.name)
+        upscaler = open_upscaler(artefact)
+        report = verify_artefact(upscaler, reference)
+        if upscaler.format == "onnx" and upscaler.precision == "int8":
+            report = replace(report, details={**report.details, **_checked_integers(upscaler)})
+        if upscaler.fixed_size is None and not report.not_run:
+            places = _difference_places(differences, artefact)
+            report = replace(report, pictures=prove(upscaler.run, pairs, expected, places))
+        found.append(report)
     return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(found))
+
+
+def _difference_places(folder: str | Path | None, artefact: Path) -> Callable[[str], Path] | None:
+    """Where an artefact's difference pictures go, by the picture's name."""
+    if folder is None:
+        return None
+    return lambda name: Path(folder) / f"{artefact.stem}_{name}_difference.png"
 
 
 def file_name(

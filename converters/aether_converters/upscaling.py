@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,6 +26,7 @@ from aether_converters.images import (
     white,
     write_picture,
 )
+from aether_converters.proof import Pair
 from aether_converters.tiling import MEMORY, TilePlan, plan_tiles, upscale_image
 from aether_converters.upscalers import Image, Upscaler
 from aether_spandrel.errors import AetherError
@@ -347,18 +349,59 @@ def comparison_images(paths: Sequence[str | Path], channels: int) -> list[Image]
     Raises:
         ImageError: A picture cannot be read, or a folder holds none.
     """
-    images: list[Image] = []
+    return [pair.image for pair in comparison_pairs(paths, None, channels=(channels, 0), scale=1)]
+
+
+def comparison_pairs(
+    paths: Sequence[str | Path],
+    originals: str | Path | None,
+    *,
+    channels: tuple[int, int],
+    scale: int,
+) -> list[Pair]:
+    """The middle of each picture, as for `comparison_images`, and that of its original.
+
+    Args:
+        paths: Pictures, and folders of pictures.
+        originals: Folder with what each should become, under its name with any ending; or None.
+        channels: Of the model's input and output.
+        scale: Of the model.
+
+    Raises:
+        ImageError: A picture cannot be read, a folder holds none, or a picture has no original.
+    """
+    pairs: list[Pair] = []
     for given in paths:
         for path, _ in _pictures(Path(given), recursive=False):
-            picture = read_picture(path)
-            _, height, width = picture.color.shape
-            top = max(height - COMPARED_SIDE, 0) // 2
-            left = max(width - COMPARED_SIDE, 0) // 2
-            seen = _model_input(picture.color, picture.alpha, channels)[
-                :channels, top : top + COMPARED_SIDE, left : left + COMPARED_SIDE
-            ]
-            images.append(np.ascontiguousarray(to_float(seen[None])))
-    return images
+            image = _middle(path, channels[0], COMPARED_SIDE)
+            original = None
+            if originals is not None:
+                place = _original_of(path, Path(originals))
+                original = _middle(place, channels[1], scale * COMPARED_SIDE)
+            pairs.append(Pair(name=path.stem, image=image, original=original))
+    return pairs
+
+
+def _original_of(picture: Path, folder: Path) -> Path:
+    found = [path for path in sorted(folder.glob(f"{escape(picture.stem)}.*")) if is_picture(path)]
+    if not found:
+        raise ImageError(
+            "this picture has no original",
+            file=picture,
+            expected=f"{picture.stem} with any picture's ending in {folder}",
+            advice="give the originals the names of their pictures",
+        )
+    return found[0]
+
+
+def _middle(path: Path, channels: int, side: int) -> Image:
+    """(1, channels, H, W) in [0, 1], H and W at most `side` px."""
+    picture = read_picture(path)
+    _, height, width = picture.color.shape
+    top, left = (max(size - side, 0) // 2 for size in (height, width))
+    seen = _model_input(picture.color, picture.alpha, channels)
+    seen = seen[:channels, top : top + side, left : left + side]
+    return np.ascontiguousarray(to_float(seen[None]))
 
 
 def _model_input(color: Planes, alpha: Planes | None, channels: int) -> Planes:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from aether_converters.errors import ConversionError
+from aether_converters.proof import PictureProof
 from aether_converters.upscalers import Format, Image, Upscaler
 from aether_core import AetherNet, build_network
 from aether_spandrel.doubts import HALF_RANGE, activation_peak
@@ -113,6 +114,7 @@ class ArtefactReport:
         not_run: Why it was not compared, in words; empty if it was. It has not passed then.
         seconds: Time that writing and comparing took.
         details: Facts about the file, such as opset and nodes.
+        pictures: How it upscales each picture that was given.
     """
 
     path: Path
@@ -129,10 +131,15 @@ class ArtefactReport:
     seconds: float
     details: Mapping[str, int | str]
     not_run: str = ""
+    pictures: tuple[PictureProof, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values; what is no number there becomes None."""
         fields = {**asdict(self), "path": str(self.path)}
+        fields["pictures"] = [
+            {**vars(picture), "difference": picture.difference and str(picture.difference)}
+            for picture in self.pictures
+        ]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
@@ -198,7 +205,8 @@ class Reference:
         """
         return activation_peak(self._network)[0] > HALF_RANGE
 
-    def _run(self, image: Image) -> Image:
+    def run(self, image: Image) -> Image:
+        """What the source makes of (1, C, H, W): (1, C_out, scale * H, scale * W)."""
         with torch.inference_mode():
             return (
                 self._model(torch.from_numpy(np.require(image, np.float32, ["C", "W"])))
@@ -207,7 +215,7 @@ class Reference:
             )
 
     def _whole(self, image: Image) -> Case:
-        expected = self._run(image)
+        expected = self.run(image)
         _, _, height, width = expected.shape
         return Case(image=image, windows=((0, height, 0, width),), expected=(expected,))
 
@@ -221,7 +229,7 @@ class Reference:
             top, left = int(place * max(height - WINDOW, 0)), int(place * max(width - WINDOW, 0))
             bottom, right = min(top + WINDOW, height), min(left + WINDOW, width)
             y, x = max(top - margin, 0), max(left - margin, 0)
-            seen = self._run(image[:, :, y : bottom + margin, x : right + margin])
+            seen = self.run(image[:, :, y : bottom + margin, x : right + margin])
             rows = slice(scale * (top - y), scale * (bottom - y))
             columns = slice(scale * (left - x), scale * (right - x))
             expected.append(seen[:, :, rows, columns])
