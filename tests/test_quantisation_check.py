@@ -308,13 +308,16 @@ def test_shares_are_unknown_behind_operators_of_onnxruntime_alone(tmp_path: Path
 
 def back_in_uint8(made: ModelProto) -> ModelProto:
     """The result rounded, without which onnxruntime convolves in float."""
-    zero = np.uint8(128)
     made.graph.node[-1].output[0] = "result"
-    scale = numpy_helper.from_array(np.asarray(np.float32(0.05)), "y.scale")
-    made.graph.initializer.extend([scale, numpy_helper.from_array(np.asarray(zero), "y.zero")])
+    made.graph.initializer.extend(
+        [
+            helper.make_tensor("y.scale", TensorProto.FLOAT, [], [0.05]),
+            helper.make_tensor("y.zero", TensorProto.UINT8, [], [128]),
+        ]
+    )
     made.graph.node.append(node("QuantizeLinear", "result y.scale y.zero", "y.q"))
     made.graph.node.append(node("DequantizeLinear", "y.q y.scale y.zero", "y"))
-    return changed(made, x_zero=zero)
+    return changed(made, x_zero=np.uint8(128))
 
 
 @pytest.mark.parametrize(
