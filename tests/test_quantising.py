@@ -65,8 +65,8 @@ def exported(network: AetherNet, plan: QuantisationPlan) -> onnx.ModelProto:
 def run(model: onnx.ModelProto, image: Tensor, *, optimised: bool = False) -> Tensor:
     options = cast(Any, onnxruntime).SessionOptions()
     if not optimised:
-        levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_DISABLE_ALL
+        runtime = cast(Any, onnxruntime)
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), options)
     return torch.from_numpy(session.run(None, {"input": image.numpy()})[0])
 
@@ -223,8 +223,8 @@ def test_tensorrt_runs_every_int8_layer_in_int8():
 def test_the_built_in_pictures_are_the_same_each_time_and_of_8_bits():
     first, again = built_in_patches(3, 4), built_in_patches(3, 4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    levels = np.stack(first) * 255
-    assert np.allclose(levels, levels.round(), atol=1e-4)
+    levels = torch.from_numpy(np.stack(first)) * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
 
 
 def test_varied_patches_are_those_that_differ():

@@ -255,9 +255,9 @@ def _drawing(seed: int, channels: int, side: int) -> Image:
     return _in_8_bits(whole[:, :, top : top + side, left : left + side])
 
 
-def _in_8_bits(picture: NDArray[np.floating[Any]]) -> Image:
-    levels: NDArray[np.float64] = np.clip(picture * LEVELS, 0, LEVELS).round()
-    return (levels / LEVELS).astype(np.float32)
+def _in_8_bits(picture: NDArray[np.float64] | Image) -> Image:
+    levels = np.round(picture.clip(0, 1) * LEVELS)
+    return np.divide(levels, LEVELS, dtype=np.float32)
 
 
 def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> Image:

@@ -361,10 +361,10 @@ def _first_finding(content: bytes) -> str:
     from aether_converters.quantisation_check import tensorrt_findings
 
     findings = tensorrt_findings(onnx.load_from_string(content))
-    if not findings:
-        return ""
-    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"TensorRT: {findings[0].node}: {findings[0].text} ({findings[0].verdict}){more}"
+    for finding in findings:
+        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        return f"TensorRT: {finding.node}: {finding.text} ({finding.verdict}){more}"
+    return ""
 
 
 def _checked_integers(upscaler: Upscaler) -> dict[str, int | str]:
