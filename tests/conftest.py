@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from aether_converters.nvidia_driver import probe_driver
 
-# The networks of the tests are so small that a second thread costs more than it gives.
+# The tests run in as many processes as there are cores, and their networks are so small that a
+# second thread costs more than it gives; in the commands that they start, too.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
