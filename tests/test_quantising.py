@@ -380,6 +380,23 @@ def test_int8_goes_where_it_fits_and_other_precisions_everywhere(tmp_path: Path)
         assert open_upscaler(tmp_path / "out" / name).precision == "int8"
 
 
+def test_an_engine_takes_the_file_for_tensorrt(tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "2x_tiny.pth"
+    torch.save(fused_tiny(embed_dim=32).state_dict(), path)
+    report = convert(
+        path,
+        tmp_path / "out",
+        to=["trt"],
+        precision=["int8"],
+        int8=Int8Options(targets=("cpu",), method="minmax"),
+    )
+    (artefact,) = report.artefacts
+    assert not artefact.problem
+    assert artefact.details["int8_target"] == "tensorrt"
+    assert artefact.path.name == "2x_tiny_int8_rtx.engine"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
