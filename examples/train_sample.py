@@ -515,12 +515,10 @@ def print_qualities(title: str, qualities: Sequence[Quality]) -> None:
 
 def evaluate(model: Path) -> None:
     """Print the quality of a model, and that of its int8 form where it has learnt ranges."""
-    qualities = measure(aether_spandrel.load(model))
-    print_qualities("float", qualities)
+    print(model)
+    print_qualities("float", measure(aether_spandrel.load(model)))
     if aether_spandrel.inspect(model).ranges:
-        quantised = measure(read_sample(model, warmup=1).eval())
-        print_qualities("int8", quantised)
-        print(f"int8 costs {mean_gain(qualities) - mean_gain(quantised):.3f} dB")
+        print_qualities("int8", measure(read_sample(model, warmup=1).eval()))
 
 
 def print_progress(plan: Plan, progress: Progress) -> None:
@@ -578,9 +576,11 @@ def run(options: argparse.Namespace) -> None:
         write_qat(trained, target)
     else:
         write_sample(trained, plan, paths, target)
-    print(target)
-    if find_spec("skimage"):
-        evaluate(target)
+    for model in (options.qat, target) if options.qat else (target,):
+        if find_spec("skimage"):
+            evaluate(model)
+        else:
+            print(model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

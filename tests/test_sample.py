@@ -199,9 +199,10 @@ def test_trained_fine_tuned_and_measured(
     assert "conv_last" in tuned.ranges
     assert not any(name.endswith(".conv") for name in tuned.ranges)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[-13:]] == [
-        *("float", "astronaut", "coffee", "chelsea", "rocket", "mean"),
-        *("int8", "astronaut", "coffee", "chelsea", "rocket", "mean", "int8"),
+    assert [line.split()[0] for line in printed[-20:]] == [
+        *(str(sample.MODEL), "float", "astronaut", "coffee", "chelsea", "rocket", "mean"),
+        *(str(tmp_path / QAT_NAME), "float", "astronaut", "coffee", "chelsea", "rocket", "mean"),
+        *("int8", "astronaut", "coffee", "chelsea", "rocket", "mean"),
     ]
 
 
