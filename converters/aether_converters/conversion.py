@@ -24,7 +24,7 @@ from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
 from aether_converters.proof import Pair, prove
-from aether_converters.quantisation import Target
+from aether_converters.quantisation import Target, simulate
 from aether_converters.quantising import Int8Options, Quantised, quantise_network
 from aether_converters.sensitivity import Cost
 from aether_converters.tensorrt_backend import load_backend
@@ -247,6 +247,14 @@ def convert(
             return _integer_bytes(origin, quantised(runner), shape)
         return WRITERS["onnx"](origin, cast(FloatPrecision, precision), shape)
 
+    @functools.cache
+    def compared_with(runner: Target | None) -> Reference:
+        if runner is None or not quantised(runner).plan.trained:
+            return reference
+        made = quantised(runner)
+        model = simulate(made.network, made.plan)
+        return Reference(origin.network, path=origin.path, model=model)
+
     artefacts: list[ArtefactReport] = []
     for target, variant in targets.items():
         say(target.name)
@@ -260,13 +268,14 @@ def convert(
                 content,
                 target,
                 engine,
-                reference,
+                compared_with(variant.target),
                 precision=variant.precision,
                 force=force,
                 progress=build_progress,
             )
         else:
-            written = _write(content, reference, target, variant.format, force=force)
+            source_of = compared_with(variant.target)
+            written = _write(content, source_of, target, variant.format, force=force)
         if variant.target is not None:
             made = quantised(variant.target)
             written = _with_quantisation(written, content, variant.target, made)

@@ -150,7 +150,12 @@ class Reference:
     """The source network as it was trained: unfused, in float32, run by PyTorch."""
 
     def __init__(
-        self, network: Network, pictures: Sequence[Image] = (), *, path: Path | None = None
+        self,
+        network: Network,
+        pictures: Sequence[Image] = (),
+        *,
+        path: Path | None = None,
+        model: AetherNet | None = None,
     ) -> None:
         """Prepare comparisons.
 
@@ -158,13 +163,15 @@ class Reference:
             network: The source as read from its checkpoint.
             pictures: (1, C, H, W) in [0, 1] to compare on, beside the built-in ones.
             path: The checkpoint, to be named in errors.
+            model: What computes it; None for the float network. A network that was trained for
+                int8 is what it is with its rounding.
 
         Raises:
             ConversionError: The source itself gives NaN or Inf.
         """
         self.config = network.config
         self._network = network
-        self._model: AetherNet = build_network(network.config, float_weights(network))
+        self._model = model or build_network(network.config, float_weights(network))
         images = [
             *(structured_image(network.config.in_chans, *size) for size in SIZES),
             *pictures,
