@@ -6,7 +6,7 @@ Run on the wheel alone, in environments with the oldest and the newest supported
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from aether_converters import convert, sample, verify
 from aether_converters.cli import main
+from aether_converters.quantising import Int8Options
 from aether_core import AetherNet
 from tests import golden_cases
 
@@ -84,3 +85,15 @@ def test_the_sample_model_enlarges_its_picture(tmp_path: Path):
     command = ["upscale", sample.MODEL, sample.PICTURE, "--out", out]
     assert main([str(part) for part in command]) == 0
     assert Image.open(out).size == (600, 400)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_int8_files_run(target: Literal["tensorrt", "cpu"], tmp_path: Path):
+    report = convert(
+        sample.MODEL,
+        tmp_path,
+        to=["onnx"],
+        precision=["int8"],
+        int8=Int8Options(targets=(target,), method="minmax"),
+    )
+    assert report.passed, report.artefacts[0].problem

@@ -313,14 +313,6 @@ class _CpuWriter(_Writer):
         axis = AXES_CHANNELS_LAST[attributes(node)["axis"]] if last else attributes(node)["axis"]
         return self.known(self.graph.add(node.op_type, names, node.name, axis=axis), last)
 
-    def shuffle(self, node: NodeProto) -> str:
-        """A pixel shuffle, of integers where it is given some."""
-        name = self.turned(self.names[node.input[0]], False)
-        integers = self._integers_of(name)
-        if integers is None:
-            return self.add(node, [name])
-        return self.floats(replace(integers, values=self.add(node, [integers.values])))
-
     def layer(self, node: NodeProto) -> str:
         """A convolution or linear map."""
         if node.name not in self.plan.inputs:
@@ -346,22 +338,23 @@ class _CpuWriter(_Writer):
             return result
         integers = self.integers(result, given)
         if node.name == LAST and self._shuffle is not None:
-            integers = replace(integers, values=self._picture(integers.values))
+            return self._picture(self._shuffle, self.floats(integers))
         if not node.name.endswith(MAIN):
             return self.floats(integers)
         # Its product with the gate lies as the gate does.
         values = self.turned(integers.values, True)
         return self.known(self.floats(replace(integers, values=values)), True)
 
-    def _picture(self, values: str) -> str:
-        """The last layer's integers shuffled, without the channels that fill its last block."""
-        shuffle = cast(NodeProto, self._shuffle)
-        values = self.add(shuffle, [values])
+    def _picture(self, shuffle: NodeProto, name: str) -> str:
+        """The last layer's result shuffled, without the channels that fill its last block.
+
+        As floats: onnxruntime 1.17 shuffles no integers.
+        """
         ends = [
             self.constant(torch.tensor([number]), f"index_{number}")
             for number in (0, self._channels, 1)
         ]
-        return self.graph.add("Slice", [values, *ends], "picture")
+        return self.graph.add("Slice", [self.add(shuffle, [name]), *ends], "picture")
 
     def _integers_of(self, name: str) -> _Integers | None:
         """The integers that a tensor of floats was made from, if it was."""
@@ -392,7 +385,6 @@ class _CpuWriter(_Writer):
 CPU_LOWERINGS: Final[Mapping[str, Callable[[_CpuWriter, NodeProto], str]]] = {
     "Concat": _CpuWriter.concatenation,
     "Conv": _CpuWriter.layer,
-    "DepthToSpace": _CpuWriter.shuffle,
     "LayerNormalization": _CpuWriter.norm,
     "ReduceMax": _CpuWriter.reduction,
     "ReduceMean": _CpuWriter.reduction,
