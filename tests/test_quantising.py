@@ -28,6 +28,7 @@ from aether_converters.quantisation import (
     recentred,
     simulate,
 )
+from aether_converters.quantisation_check import tensorrt_findings
 from aether_converters.quantising import Int8Options, quantise_network
 from aether_converters.sensitivity import layer_costs, within_budget
 from aether_core import (
@@ -112,9 +113,12 @@ def test_every_revision_can_be_written(case: str, target: Target, tmp_path: Path
     image = picture(network.config.in_chans, 17, 20)
     with torch.inference_mode():
         expected, exact = simulate(network, plan)(image), network(image)
-    found = run(exported(network, plan), image)
+    model = exported(network, plan)
+    found = run(model, image)
     if target == "cpu":
         exact = exact.clamp(0, 1)
+    else:
+        assert tensorrt_findings(model) == ()
     assert found.shape == expected.shape
     # Both round the same, but for sums that end in the middle between two integers.
     noise = float((expected - exact).abs().mean())

@@ -278,7 +278,7 @@ def convert(
             written = _write(content, source_of, target, variant.format, force=force)
         if variant.target is not None:
             made = quantised(variant.target)
-            written = _with_quantisation(written, content, variant.target, made)
+            written = _with_quantisation(written, variant.target, made)
         artefacts.append(written)
     runners = dict.fromkeys(v.target for v in variants if v.target is not None)
     return Report(
@@ -349,17 +349,15 @@ def _variants(
 
 
 def _with_quantisation(
-    report: ArtefactReport, content: bytes, target: Target, quantised: Quantised
+    report: ArtefactReport, target: Target, quantised: Quantised
 ) -> ArtefactReport:
-    """The report with what is in int8, whence the ranges come, and whether TensorRT takes it."""
+    """The report with what is in int8, and whence the ranges come."""
     facts: dict[str, int | str] = {
         "int8_target": target,
         "int8_layers": len(quantised.plan.inputs),
         "int8_share": f"{quantised.share:.1%} of the multiply-accumulates",
         "ranges": "; ".join(quantised.notes),
     }
-    if target == "tensorrt" and (finding := _first_finding(content)):
-        report = replace(report, passed=False, problem=finding)
     return replace(report, details={**report.details, **facts})
 
 
@@ -651,7 +649,15 @@ def _integer_bytes(source: Source, quantised: Quantised, shape: Shape | None) ->
         shape=shape,
         metadata=_as_text(metadata),
     )
-    return quantise(model, plan).SerializeToString()
+    content = quantise(model, plan).SerializeToString()
+    if plan.target == "tensorrt" and (finding := _first_finding(content)):
+        raise ConversionError(
+            "the int8 file would not run in int8 as it is written",
+            file=source.path,
+            found=finding,
+            advice="leave that layer out with --keep-float, and report it",
+        )
+    return content
 
 
 WRITERS: Final[Mapping[Format, Callable[[Source, FloatPrecision, Shape | None], bytes]]] = {

@@ -105,7 +105,6 @@ class QuantisationPlan:
         outputs: By layer, the grid of its result, where integer kernels give integers.
         activations: By feed-forward, the grid of its activated gate.
         trained: The layers whose grid was learnt in training.
-        notes: What the user should know.
     """
 
     target: Target
@@ -113,7 +112,6 @@ class QuantisationPlan:
     outputs: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
     activations: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
     trained: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
 
     def only(self, layers: Collection[str]) -> QuantisationPlan:
         """The same plan with these layers alone in int8."""
@@ -124,6 +122,7 @@ class QuantisationPlan:
             activations={
                 name: grid for name, grid in self.activations.items() if f"{name}.{MAIN}" in layers
             },
+            trained=self.trained & frozenset(layers),
         )
 
 

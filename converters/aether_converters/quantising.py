@@ -133,9 +133,7 @@ def quantise_network(
                 found=f"{min(cost.loss for cost in costs.values()):.2g} dB for the cheapest",
                 advice="allow more with --max-loss, or convert to fp16",
             )
-        plan = replace(
-            plan.only(set(layers)), trained=plan.trained & frozenset(layers), notes=plan.notes
-        )
+        plan = plan.only(set(layers))
     macs = macs_per_pixel(network)
     return Quantised(
         network=network,
