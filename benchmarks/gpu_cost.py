@@ -70,7 +70,7 @@ ALLOCATIONS: Final = frozenset({"empty", "empty_like", "empty_strided", "new_emp
 UNREAD: Final = frozenset({"copy_", "fill_", "zero_"})
 """Operators that overwrite their first argument without reading it."""
 
-MATRIX_PRODUCTS: Final = frozenset({"mm", "addmm"})
+MATRIX_PRODUCTS: Final = frozenset({"mm", "addmm", "bmm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Launches(TorchDispatchMode):
         kept = {name: value for name, value in kwargs.items() if name != "out"}
         flops = 0
         if operator in MATRIX_PRODUCTS:
-            flops = 2 * result.numel() * cast(Tensor, args[-1]).shape[0]
+            flops = 2 * result.numel() * cast(Tensor, args[-1]).shape[-2]
         self._add(operator, [*read, *_tensors(kept)], _tensors(result), flops=flops)
         return result
 

@@ -687,6 +687,53 @@ def strips(x: Tensor, pixels: int) -> Iterator[Tensor]:
     yield from rows.split(pixels if x.device.type == "cpu" else len(rows))
 
 
+def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) -> Tensor:
+    """What last(shuffle(convolution(x))) gives, without the wide tensors in between.
+
+    Nothing but a shuffle stands between the two linear maps, so that they are one convolution at
+    the size of x. It takes a few channels to a few: at 2x an eighth of the multiplications.
+
+    Args:
+        x: (N, C_in, H, W).
+        convolution: 3x3, to (N, width * factor**2, H, W).
+        shuffle: To (N, width, factor * H, factor * W).
+        last: 3x3, to (N, C_out, factor * H, factor * W).
+    """
+    factor = getattr(shuffle, "upscale_factor", 1)
+    weight, bias = joined_weights(convolution, factor, last)
+    y = shuffle(F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=2))
+    # The last convolution pads with zeros, where the one that stands for both has what the first
+    # would give outside the picture; so the outermost pixels are computed one by the other.
+    seen = 2 if factor > 1 else 3  # px of x on which an outermost pixel depends
+    for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
+        width = min(seen, size)
+        ends = torch.cat([x.narrow(dim, 0, width), x.narrow(dim, size - width, width)])
+        first, second = last(shuffle(convolution(ends))).chunk(2)
+        y.narrow(dim, 0, 1).copy_(first.narrow(dim, 0, 1))
+        y.narrow(dim, y.shape[dim] - 1, 1).copy_(second.narrow(dim, second.shape[dim] - 1, 1))
+    return y
+
+
+def joined_weights(convolution: Conv2d, factor: int, last: Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight (C_out * factor**2, C_in, 5, 5) and bias of two 3x3 convolutions and a shuffle.
+
+    An impulse in each channel shows the kernel: what it becomes is the kernel mirrored.
+    """
+    weight, bias = _wide(convolution.weight), _wide(cast(Tensor, convolution.bias))
+    # The bias is what one more channel, of ones, would give.
+    weight = torch.cat([weight, F.pad(bias[:, None, None, None], (1, 1, 1, 1))], dim=1)
+    spread = F.pixel_shuffle(weight.flip(2, 3).transpose(0, 1), factor)  # (C_in + 1, width, ...)
+    taps = _wide(last.weight).flip(2, 3).transpose(0, 1).flatten(1)  # (width, C_out * 9)
+    # A product of matrices, since convolutions would be rounded to TF32 on a GPU.
+    spread = (spread.flatten(2).transpose(1, 2) @ taps).transpose(1, 2)
+    side = 3 * factor + 2
+    spread = F.fold(spread, (side, side), kernel_size=3)
+    spread = F.pixel_unshuffle(F.pad(spread, (factor - 1,) * 4), factor)
+    weight = spread.transpose(0, 1).flip(2, 3)
+    bias = weight[:, -1].sum(dim=(1, 2))
+    return weight[:, :-1], bias + _wide(cast(Tensor, last.bias)).repeat_interleave(factor**2)
+
+
 class AetherNet(nn.Module):
     """AetherNet of a given configuration, uninitialised; see `aether` for one ready to train."""
 
@@ -733,6 +780,7 @@ class AetherNet(nn.Module):
             before = after
         self.upsample = nn.Sequential(*upsample)
         self.conv_last = Conv2d(before, config.out_chans, 3, padding=1)
+        self.quantised = False  # whether any part of it has an input range
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images.
@@ -746,9 +794,7 @@ class AetherNet(nn.Module):
         x = self.centred(x)
         # Again for grey pictures, whose one channel does not tell the order.
         features = self.conv_first(x).contiguous(memory_format=torch.channels_last)
-        body = self._after_body(self._body(features), features)
-        body = self.upsample(self.conv_before_upsample(body))  # (N, width, scale * H, scale * W)
-        return self.restored(self.conv_last(body))
+        return self.restored(self.head(self._after_body(self._body(features), features)))
 
     def centred(self, x: Tensor) -> Tensor:
         """Pixels as the first convolution takes them: around zero, channels-last."""
@@ -760,6 +806,18 @@ class AetherNet(nn.Module):
             x = x * self.config.img_range
         # Channels-last makes the permutations around each normalisation free views.
         return x.contiguous(memory_format=torch.channels_last)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Upscale what the body gives: (N, embed_dim, H, W) to (N, out_chans, scale * H, ...)."""
+        x = self.conv_before_upsample(x)
+        *before, convolution, shuffle = self.upsample or (None, None)
+        weights = (*self.upsample.parameters(), *self.conv_last.parameters())
+        plain = convolution is None or self.training or self.quantised
+        if plain or not may_overwrite(x, x, weights):
+            return self.conv_last(self.upsample(x))
+        for step in before:
+            x = step(x)
+        return last_step(x, cast(Conv2d, convolution), cast(nn.Module, shuffle), self.conv_last)
 
     def restored(self, y: Tensor) -> Tensor:
         """Pixels from what the last convolution gives."""
@@ -1042,9 +1100,9 @@ def prepare_qat(
         if part.input_range is None and name not in skipped:
             device = next(part.parameters()).device
             part.input_range = InputRange(momentum, warmup, device).train(part.training)
-    for block in model.modules():
-        if isinstance(block, Block):
-            block.quantised = bool(quantised_layers(block))
+    for part in model.modules():
+        if isinstance(part, (Block, AetherNet)):
+            part.quantised = bool(quantised_layers(part))
     if fresh:
         model.register_forward_pre_hook(_advance_ranges)
         model.register_forward_hook(_share_ranges)

@@ -40,31 +40,34 @@ BLOCKS = {
 }
 
 AROUND = {
-    "g1-train-2x": 21,
-    "g1-fused-4x": 24,
-    "g1-train-3x-gray": 18,
-    "g1-qat-fakequant-2x": 21,
-    "g2a-train-4x": 39,
-    "g2b-train-2x": 27,
-    "g2b-fused-4x": 30,
-    "g2c-train-3x": 31,
-    "g2d-fused-2x": 31,
-    "g3-train-2x": 31,
-    "g3-fused-layernorm-4x": 32,
-    "g4-train-2x": 30,
-    "g4-fused-4x": 33,
-    "g5b-train-2x": 31,
-    "g5a-fused-4x": 34,
-    "g5e-train-3x": 30,
-    "g5f-train-2x": 28,
-    "g5f-fused-4x": 31,
-    "g5f-wide-fused-2x": 28,
-    "g5f-qat-2x": 28,
-    "g5f-release-metadata-2x": 28,
-    "g5s-train-4x": 31,
+    "g1-train-2x": 53,
+    "g1-fused-4x": 55,
+    "g1-train-3x-gray": 48,
+    "g1-qat-fakequant-2x": 53,
+    "g2a-train-4x": 70,
+    "g2b-train-2x": 59,
+    "g2b-fused-4x": 61,
+    "g2c-train-3x": 63,
+    "g2d-fused-2x": 63,
+    "g3-train-2x": 63,
+    "g3-fused-layernorm-4x": 63,
+    "g4-train-2x": 62,
+    "g4-fused-4x": 64,
+    "g5b-train-2x": 63,
+    "g5a-fused-4x": 65,
+    "g5e-train-3x": 62,
+    "g5f-train-2x": 60,
+    "g5f-fused-4x": 62,
+    "g5f-wide-fused-2x": 60,
+    "g5f-qat-2x": 60,
+    "g5f-release-metadata-2x": 60,
+    "g5s-train-4x": 62,
 }
 """Kernels of each case outside of its blocks. Fewer are no gain where weights are no longer put
 into channels-last order, for then the picture has lost it."""
+
+WEIGHT_CASTS = 6
+"""Kernels by which half precision casts the last convolutions' weights, to join them, and back."""
 
 CASTS = 2  # kernels by which half precision casts the deviation of an image
 
@@ -114,15 +117,18 @@ def test_a_block_launches_and_moves_no_more(case: str, dtype: torch.dtype):
 @parametrized
 def test_what_surrounds_the_blocks_launches_no_more(case: str, dtype: torch.dtype):
     found = launches(network(case), 16, 16, dtype)
-    assert len(of_block(found, None)) == AROUND[case] + casts(network(case).config, dtype)
+    expected = AROUND[case] + casts(network(case).config, dtype)
+    if dtype != torch.float32:
+        expected += WEIGHT_CASTS
+    assert len(of_block(found, None)) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @parametrized
 def test_no_whole_picture_is_cast(case: str, dtype: torch.dtype):
-    for launch in launches(network(case), 16, 16, dtype):
+    for launch in launches(network(case), 1024, 1024, dtype):  # more px than weights have values
         if launch.operator != "native_layer_norm":
-            assert all(found == dtype or size < 16 * 16 for found, size in launch.results), launch
+            assert all(found == dtype or size < 1024**2 for found, size in launch.results), launch
         else:
             assert launch.results[0][0] == dtype
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint
@@ -85,6 +86,28 @@ def test_any_memory_order_and_size_is_taken_and_the_input_left_alone():
             assert torch.equal(image, before)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 2), (3, 3), (12, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("revision", "scale"),
+    [("G1", 1), ("G1", 2), ("G1", 3), ("G1", 4), ("G1", 8), ("G5f", 1), ("G5f", 3), ("G5f", 4)],
+)
+def test_the_last_convolutions_are_one_up_to_the_edges(
+    revision: str, scale: int, size: tuple[int, int]
+):
+    model = network(revision, scale=scale)
+    image = picture(2, 3, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_as_wide_as_the_sub_pixel_convolution():
+    model = network("G1", scale=2, embed_dim=16, depths=(1,))
+    body = picture(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), Widest() as seen:
+        model.head(body)
+    assert seen.widest == model.config.head_dim * 64 * 64
+
+
 def test_stages_that_are_joined_later_are_not_overwritten():
     model = network("G5f", depths=(1, 1, 1))
     image = picture(1, 3, 16, 16)
@@ -147,6 +170,19 @@ def test_training_drops_paths_without_gradients_too():
     with torch.no_grad():
         first, second = (model(picture(32, 3, 8, 8)) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+class Widest(TorchDispatchMode):
+    """The most values that a tensor has."""
+
+    widest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.widest = max(self.widest, *(t.numel() for t in tree_leaves(result)))
+        return result
 
 
 class Passes(TorchDispatchMode):

@@ -187,15 +187,15 @@ def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: See
 @contextmanager
 def _called_layer_by_layer(network: AetherNet) -> Generator[None]:
     """Inference passes layers over; with this they are called, and so are their hooks."""
-    blocks = [block for block in network.modules() if isinstance(block, Block)]
-    before = [block.quantised for block in blocks]
-    for block in blocks:
-        block.quantised = True
+    parts = [part for part in network.modules() if isinstance(part, (Block, AetherNet))]
+    before = [part.quantised for part in parts]
+    for part in parts:
+        part.quantised = True
     try:
         yield
     finally:
-        for block, was in zip(blocks, before, strict=True):
-            block.quantised = was
+        for part, was in zip(parts, before, strict=True):
+            part.quantised = was
 
 
 @contextmanager

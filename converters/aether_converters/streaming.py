@@ -57,16 +57,27 @@ def streaming_bytes(config: AetherConfig, width: int) -> int:
 
 
 def _head_widths(config: AetherConfig) -> int:
-    """Values that the head holds for an input px: a sub-pixel convolution's, twice, and before."""
-    pixels, widest = 1, config.head_dim
-    for factor, after in config.upsampler:
+    """Values that the head holds for an input px.
+
+    A sub-pixel convolution's result twice, and what it is made of; the last one's are pixels.
+    """
+    pixels, before = 1, config.head_dim
+    widest = config.embed_dim + before
+    for factor, after in config.upsampler[:-1]:
         pixels *= factor**2
-        widest = max(widest, 3 * after * pixels)
-    return widest
+        widest = max(widest, (2 * after + before) * pixels)
+        before = after
+    return max(widest, before * pixels + 2 * config.out_chans * config.scale**2)
 
 
 def _rows_in_head(config: AetherConfig, width: int) -> int:
-    return max(HEAD_BYTES // (4 * width * _head_widths(config)), 1)
+    rows = HEAD_BYTES // (4 * width * _head_widths(config)) - 2 * _head_margin(config)
+    return max(rows, _head_margin(config))
+
+
+def _head_margin(config: AetherConfig) -> int:
+    """Rows above and below on which a row depends in the head, counted as whole ones."""
+    return 2 + len(config.upsampler)
 
 
 def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
@@ -93,11 +104,10 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
         else:
             before, skip = _now_and_later(_sum(map(normalise, body), skip))
         body = _sum(_convolved(before, network.conv_after_body), skip)
-    body = _split(body, config)
-    head = (*network.conv_before_upsample, *network.upsample, network.conv_last)
-    for module in cast("tuple[nn.Module, ...]", head):
-        body = _convolved(body, module) if isinstance(module, nn.Conv2d) else map(module, body)
-    return map(network.restored, body)
+    for window, above, below in _overlapping(_split(body, config), _head_margin(config)):
+        pixels = network.head(window)
+        last = pixels.shape[2] - config.scale * below
+        yield network.restored(pixels[:, :, config.scale * above : last])
 
 
 def _body(network: AetherNet, bands: Bands) -> Bands:
@@ -178,6 +188,27 @@ def _windows(bands: Bands, radius: int, step: Step) -> Bands:
             yield step(windows.pop())
     if kept is not None:
         yield step(torch.cat([kept, _zeros(kept, radius)], dim=2))
+
+
+def _overlapping(bands: Bands, radius: int) -> Iterator[tuple[Tensor, int, int]]:
+    """The bands with `radius` rows more above and below, and how many are more than the band.
+
+    The head is short and its parts are joined, so that it computes few rows again rather than
+    keep those of every part. There are fewer, or none, where the picture ends.
+    """
+    kept: Tensor | None = None
+    above = 0
+    for band in bands:
+        window = band if kept is None else torch.cat([kept, band], dim=2)
+        done = window.shape[2] - radius  # rows whose result nothing that comes changes
+        if done > above:
+            yield window, above, radius
+            above, start = min(radius, done), max(done - radius, 0)
+            kept = window[:, :, start:].clone(memory_format=torch.channels_last)
+        else:
+            kept = window
+    if kept is not None:
+        yield kept, above, 0
 
 
 def _zeros(like: Tensor, rows: int) -> Tensor:
