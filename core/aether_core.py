@@ -44,6 +44,7 @@ __all__ = [
     "fuse_state_dict",
     "input_scale",
     "is_fused",
+    "joined_weights",
     "prepare_qat",
     "quantised_layers",
     "revision_codes",
@@ -700,11 +701,17 @@ def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) 
         last: 3x3, to (N, C_out, factor * H, factor * W).
     """
     factor = getattr(shuffle, "upscale_factor", 1)
-    weight, bias = joined_weights(convolution, factor, last)
+    weight, bias = joined_weights(
+        convolution.weight,
+        cast(Tensor, convolution.bias),
+        factor,
+        last.weight,
+        cast(Tensor, last.bias),
+    )
     y = shuffle(F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=2))
     # The last convolution pads with zeros, where the one that stands for both has what the first
     # would give outside the picture; so the outermost pixels are computed one by the other.
-    seen = 2 if factor > 1 else 3  # px of x on which an outermost pixel depends
+    seen = 2 if factor > 1 else 3  # px of x that an outermost pixel depends on
     for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
         width = min(seen, size)
         ends = torch.cat([x.narrow(dim, 0, width), x.narrow(dim, size - width, width)])
@@ -714,24 +721,37 @@ def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) 
     return y
 
 
-def joined_weights(convolution: Conv2d, factor: int, last: Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight (C_out * factor**2, C_in, 5, 5) and bias of two 3x3 convolutions and a shuffle.
+def joined_weights(
+    weight: Tensor, bias: Tensor, factor: int, last_weight: Tensor, last_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of a 3x3 convolution, a shuffle and another 3x3 convolution, which are one together.
 
     An impulse in each channel shows the kernel: what it becomes is the kernel mirrored.
+
+    Args:
+        weight: (width * factor**2, C_in, 3, 3), of the first convolution.
+        bias: (width * factor**2).
+        factor: Of the shuffle.
+        last_weight: (C_out, width, 3, 3).
+        last_bias: (C_out).
+
+    Returns:
+        Weight (C_out * factor**2, C_in, 5, 5) and bias (C_out * factor**2) of the one convolution
+        before the shuffle, in float32 at least.
     """
-    weight, bias = _wide(convolution.weight), _wide(cast(Tensor, convolution.bias))
     # The bias is what one more channel, of ones, would give.
-    weight = torch.cat([weight, F.pad(bias[:, None, None, None], (1, 1, 1, 1))], dim=1)
-    spread = F.pixel_shuffle(weight.flip(2, 3).transpose(0, 1), factor)  # (C_in + 1, width, ...)
-    taps = _wide(last.weight).flip(2, 3).transpose(0, 1).flatten(1)  # (width, C_out * 9)
+    constant = F.pad(_wide(bias)[:, None, None, None], (1, 1, 1, 1))
+    impulses = torch.cat([_wide(weight), constant], dim=1).flip(2, 3).transpose(0, 1)
+    impulses = F.pixel_shuffle(impulses, factor)  # (C_in + 1, width, 3 * factor, 3 * factor)
+    taps = _wide(last_weight).flip(2, 3).transpose(0, 1).flatten(1)  # (width, C_out * 9)
     # A product of matrices, since convolutions would be rounded to TF32 on a GPU.
-    spread = (spread.flatten(2).transpose(1, 2) @ taps).transpose(1, 2)
+    spread = (impulses.flatten(2).transpose(1, 2) @ taps).transpose(1, 2)
     side = 3 * factor + 2
-    spread = F.fold(spread, (side, side), kernel_size=3)
+    spread = F.fold(spread, (side, side), kernel_size=3)  # (C_in + 1, C_out, side, side)
     spread = F.pixel_unshuffle(F.pad(spread, (factor - 1,) * 4), factor)
-    weight = spread.transpose(0, 1).flip(2, 3)
-    bias = weight[:, -1].sum(dim=(1, 2))
-    return weight[:, :-1], bias + _wide(cast(Tensor, last.bias)).repeat_interleave(factor**2)
+    joined = spread.transpose(0, 1).flip(2, 3)
+    constant = joined[:, -1].sum(dim=(1, 2))
+    return joined[:, :-1], constant + _wide(last_bias).repeat_interleave(factor**2)
 
 
 class AetherNet(nn.Module):

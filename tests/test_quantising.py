@@ -59,7 +59,12 @@ def planned(network: AetherNet, target: Target, **options: Any) -> QuantisationP
 
 def exported(network: AetherNet, plan: QuantisationPlan) -> onnx.ModelProto:
     config = network.config
-    model = build_onnx(network, channels=(config.in_chans, config.out_chans), scale=config.scale)
+    model = build_onnx(
+        network,
+        channels=(config.in_chans, config.out_chans),
+        scale=config.scale,
+        layer_by_layer=True,
+    )
     return quantise(model, plan)
 
 

@@ -648,6 +648,7 @@ def _integer_bytes(source: Source, quantised: Quantised, shape: Shape | None) ->
         scale=config.scale,
         shape=shape,
         metadata=_as_text(metadata),
+        layer_by_layer=True,
     )
     content = quantise(model, plan).SerializeToString()
     if plan.target == "tensorrt" and (finding := _first_finding(content)):

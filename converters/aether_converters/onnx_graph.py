@@ -22,12 +22,13 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
-from aether_core import sample_deviation, scale_and_shift, subtract_mean
+from aether_core import joined_weights, sample_deviation, scale_and_shift, subtract_mean
 
 OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
 IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
 INPUT: Final = "input"
 OUTPUT: Final = "output"
+INT64_MAX: Final = 2**63 - 1  # how ONNX writes the end of an axis
 DTYPES: Final = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
@@ -139,6 +140,48 @@ def _conv2d(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, A
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
+
+
+def _last_step(graph: Graph, x: str, parts: Sequence[_Constant], factor: int) -> str:
+    """Two convolutions with a shuffle between them as one, as `aether_core.last_step` has them.
+
+    The outermost pixels, where the last one pads with zeros, are computed one by the other.
+    `parts` are weight and bias of the first convolution, then of the last.
+    """
+    first, last = parts[:2], parts[2:]
+    tensors = [part.tensor for part in parts]
+    weight, bias = joined_weights(tensors[0], tensors[1], factor, tensors[2], tensors[3])
+    joined = (
+        _Constant(weight, "conv_last.joined.weight"),
+        _Constant(bias, "conv_last.joined.bias"),
+    )
+
+    def shuffled(x: str, convolution: Sequence[_Constant], padding: int) -> str:
+        wide = _conv2d(graph, "", (x, *convolution, 1, padding), {})
+        return _pixel_shuffle(graph, "upsample.shuffle", (wide, factor), {})
+
+    def end(axis: int, seen: slice, kept: slice) -> str:
+        """The first or the last row or column of the picture."""
+        rows = shuffled(_slice(graph, x, axis, seen), first, 1)
+        return _slice(graph, _conv2d(graph, "", (rows, *last, 1, 1), {}), axis, kept)
+
+    y = shuffled(x, joined, 2)
+    for axis in (3, 2):
+        start = end(axis, slice(0, 2), slice(0, 1))
+        stop = end(axis, slice(-2, None), slice(-1, None))
+        inner = _slice(graph, y, axis, slice(1, -1))
+        y = graph.add("Concat", [start, inner, stop], "picture", axis=axis)
+    return y
+
+
+def _slice(graph: Graph, x: str, axis: int, kept: slice) -> str:
+    """Some rows (axis 2) or columns (axis 3)."""
+    stop = INT64_MAX if kept.stop is None else kept.stop
+    bounds = [
+        graph.constant(torch.tensor([value]), f"index_{value}", torch.int64)
+        for value in (kept.start, stop, axis)
+    ]
+    return graph.add("Slice", [x, *bounds], "picture.part")
 
 
 def _layer_norm(graph: Graph, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -296,6 +339,7 @@ def build_onnx(
     precision: OnnxPrecision = "fp32",
     shape: Shape | None = None,
     metadata: Mapping[str, str] | None = None,
+    layer_by_layer: bool = False,
 ) -> onnx.ModelProto:
     """The network as an ONNX model, checked, with strict shape inference.
 
@@ -309,6 +353,8 @@ def build_onnx(
         precision: Of weights, arithmetic, input and output.
         shape: (N, C, H, W) of a static graph; None makes batch, height and width dynamic.
         metadata: Becomes the model's metadata_props.
+        layer_by_layer: Every layer stays a node of its own, as quantisation wants them; otherwise
+            the two last convolutions are joined, which is faster.
 
     Raises:
         ConversionError: An operator has no lowering, a weight overflows the dtype, or the shape
@@ -321,7 +367,7 @@ def build_onnx(
             found="x".join(map(str, shape)),
         )
     graph = Graph(torch.float16 if precision == "fp16" else torch.float32)
-    result = _lower(graph, network)
+    result = _lower(graph, network, layer_by_layer=layer_by_layer)
     graph.nodes[-1].output[0] = OUTPUT
     if result != f"{graph.nodes[-1].name}.out":
         raise ConversionError("the traced network does not end with its output")
@@ -353,11 +399,13 @@ def build_onnx(
     return model
 
 
-def _lower(graph: Graph, network: nn.Module) -> str:
+def _lower(graph: Graph, network: nn.Module, *, layer_by_layer: bool) -> str:
     """Append every traced operation to the graph; returns the name of the result."""
     tensors = dict(network.state_dict())
     values: dict[fx.Node, Operand] = {}
-    for node in _Tracer().trace(network).nodes:
+    traced = _Tracer().trace(network)
+    joined = None if layer_by_layer else _two_last(traced)
+    for node in traced.nodes:
         if node.op == "placeholder":
             values[node] = INPUT
         elif node.op == "get_attr":
@@ -365,9 +413,23 @@ def _lower(graph: Graph, network: nn.Module) -> str:
             values[node] = _Constant(tensors[key], key)
         elif node.op == "output":
             return cast(str, values[cast(fx.Node, node.args[0])])
-        else:
+        elif joined is None or node not in joined:
             values[node] = _lower_call(graph, node, values)
+        elif node is joined[-1]:
+            first, shuffle, last = joined
+            parts = cast("list[fx.Node]", [*first.args[:3], *last.args[1:3]])
+            x, *convolutions = (cast(Any, values[part]) for part in parts)
+            values[node] = _last_step(graph, x, convolutions, cast(int, shuffle.args[1]))
     raise ConversionError("the traced network has no output")
+
+
+def _two_last(traced: fx.Graph) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """The two last convolutions and the shuffle between them, if there is one."""
+    *_, last = (node for node in traced.nodes if LOWERINGS.get(node.target) is _conv2d)
+    shuffle = cast(fx.Node, last.args[0])
+    if LOWERINGS.get(shuffle.target) is not _pixel_shuffle:
+        return None
+    return cast(fx.Node, shuffle.args[0]), shuffle, last
 
 
 def _lower_call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Operand]) -> Operand:
