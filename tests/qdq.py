@@ -47,21 +47,23 @@ def quantised(
                 stored[f"{x}.zero"] = np.zeros(shape, np.int8)
                 add("QuantizeLinear", f"{x}.q", [x, f"{x}.scale", f"{x}.zero"])
                 add("DequantizeLinear", f"{x}.dq", [f"{x}.q", f"{x}.scale", f"{x}.zero"])
-            value: Any = weights[weight].astype(np.float32)
-            scale = np.maximum(np.abs(value).reshape(len(value), -1).max(1) / 127, 1e-6)
-            steps: Any = (value / scale.reshape(-1, 1, 1, 1)).round().clip(-127, 127)
-            stored.pop(weight, None)
-            stored[f"{weight}.int8"] = steps.astype(np.int8)
-            stored[f"{weight}.scale"] = scale.astype(dtype)
-            stored[f"{weight}.zero"] = np.zeros(len(value), np.int8)
-            parts = [f"{weight}.{part}" for part in ("int8", "scale", "zero")]
-            add("DequantizeLinear", f"{weight}.dq", parts, axis=0)
+            if weight not in done:
+                done.add(weight)
+                value: Any = weights[weight].astype(np.float32)
+                scale = np.maximum(np.abs(value).reshape(len(value), -1).max(1) / 127, 1e-6)
+                steps: Any = (value / scale.reshape(-1, 1, 1, 1)).round().clip(-127, 127)
+                stored.pop(weight, None)
+                stored[f"{weight}.int8"] = steps.astype(np.int8)
+                stored[f"{weight}.scale"] = scale.astype(dtype)
+                stored[f"{weight}.zero"] = np.zeros(len(value), np.int8)
+                parts = [f"{weight}.{part}" for part in ("int8", "scale", "zero")]
+                add("DequantizeLinear", f"{weight}.dq", parts, axis=0)
             replaced = NodeProto()
             replaced.CopyFrom(node)
             replaced.input[0], replaced.input[1] = f"{x}.dq", f"{weight}.dq"
             if between:
-                add(between, f"{weight}.between", [f"{x}.dq"])
-                replaced.input[0] = f"{weight}.between"
+                add(between, f"{node.name}.between", [f"{x}.dq"])
+                replaced.input[0] = f"{node.name}.between"
             nodes.append(replaced)
         else:
             nodes.append(node)

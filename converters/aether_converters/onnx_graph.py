@@ -158,7 +158,7 @@ def _last_step(graph: Graph, x: str, parts: Sequence[_Constant], factor: int) ->
 
     def shuffled(x: str, convolution: Sequence[_Constant], padding: int) -> str:
         wide = _conv2d(graph, "", (x, *convolution, 1, padding), {})
-        return _pixel_shuffle(graph, "upsample.shuffle", (wide, factor), {})
+        return _pixel_shuffle(graph, "pixel_shuffle", (wide, factor), {})
 
     def end(axis: int, seen: slice, kept: slice) -> str:
         """The first or the last row or column of the picture."""
