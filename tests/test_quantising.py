@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from aether_converters import ConversionError, convert, open_upscaler
+from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.calibration import built_in_patches, calibrate, varied_patches
 from aether_converters.conversion import read_source
 from aether_converters.integer_graph import before_shuffle, quantise
@@ -326,6 +326,8 @@ def test_what_was_trained_is_what_is_written(target: Target, tmp_path: Path):
     (artefact,) = report.artefacts
     assert artefact.passed, artefact.problem
     assert artefact.details["ranges"] == "the ranges of all 14 layers come from its training"
+    (again,) = verify(path, [artefact.path]).artefacts
+    assert again.psnr == pytest.approx(artefact.psnr)
     model = onnx.load(str(artefact.path))
     if target == "tensorrt":
         written = scales(model)

@@ -24,7 +24,7 @@ from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
 from aether_converters.proof import Pair, prove
-from aether_converters.quantisation import Target, simulate
+from aether_converters.quantisation import TARGETS, QuantisationPlan, Target, simulate
 from aether_converters.quantising import Int8Options, Quantised, quantise_network
 from aether_converters.sensitivity import Cost
 from aether_converters.tensorrt_backend import load_backend
@@ -37,7 +37,7 @@ from aether_converters.upscalers import (
     open_upscaler,
 )
 from aether_converters.verification import ArtefactReport, Reference, verify_artefact
-from aether_core import build_network
+from aether_core import AetherNet, build_network
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inspection import CheckpointInfo, describe_network
@@ -249,11 +249,10 @@ def convert(
 
     @functools.cache
     def compared_with(runner: Target | None) -> Reference:
-        if runner is None or not quantised(runner).plan.trained:
+        if runner is None:
             return reference
         made = quantised(runner)
-        model = simulate(made.network, made.plan)
-        return Reference(origin.network, path=origin.path, model=model)
+        return _as_trained(origin, made.network, made.plan) or reference
 
     artefacts: list[ArtefactReport] = []
     for target, variant in targets.items():
@@ -469,7 +468,7 @@ def verify(
     for artefact in map(Path, artefacts):
         say(artefact.name)
         upscaler = open_upscaler(artefact)
-        report = verify_artefact(upscaler, reference)
+        report = verify_artefact(upscaler, _trained_for(upscaler, origin) or reference)
         if upscaler.format == "onnx" and upscaler.precision == "int8":
             report = replace(report, details={**report.details, **_checked_integers(upscaler)})
         if upscaler.fixed_size is None and not report.not_run:
@@ -477,6 +476,29 @@ def verify(
             report = replace(report, pictures=prove(upscaler.run, pairs, expected, places))
         found.append(report)
     return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(found))
+
+
+def _trained_for(upscaler: Upscaler, origin: Source) -> Reference | None:
+    """What an int8 file of ours with the ranges of its training is compared with, as on writing."""
+    if upscaler.format != "onnx" or upscaler.precision != "int8":
+        return None
+    import onnx
+
+    model = onnx.load(str(upscaler.path), load_external_data=False)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    target: Target | None = next((t for t in TARGETS if t == said.get("int8_target")), None)
+    layers = set(re.findall(r"[\w.]+", said.get("int8_layers", "")))
+    if target is None or not origin.network.ranges.usable or not layers:
+        return None
+    made = quantise_network(origin.network, target, Int8Options(everything=True))
+    return _as_trained(origin, made.network, made.plan.only(layers))
+
+
+def _as_trained(origin: Source, network: AetherNet, plan: QuantisationPlan) -> Reference | None:
+    """A network that was trained for int8 is what it is with its rounding; None if it was not."""
+    if not plan.trained:
+        return None
+    return Reference(origin.network, path=origin.path, model=simulate(network, plan))
 
 
 def _difference_places(folder: str | Path | None, artefact: Path) -> Callable[[str], Path] | None:
