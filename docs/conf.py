@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 # Names of other projects, which only their inventories on the network could resolve.
 nitpick_ignore_regex = [("py:.*", r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path")]
 
+default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -33,16 +34,16 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = "aether-spandrel"
 html_copy_source = False
+pygments_dark_style = "github-dark"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-# "sh gpu" marks commands that need a GPU; Pygments knows them as shell, too.
 highlight_language = "text"
 
 SECTION: Final = re.compile(r"^## (.+?)\n+((?:- \[.+\n(?:  .+\n)*)+)", re.MULTILINE)
 ENTRY: Final = re.compile(r"^- \[[^]]+\]\(([\w-]+)\.(?:md|rst)\)", re.MULTILINE)
 
 
-OUTSIDE: Final = re.compile(r"\]\((\.\./[^)]+)\)")
+OUTSIDE: Final = re.compile(r"\]\((\.\./[^)#]+)(?:#[^)]*)?\)")
 
 
 def navigation_from_the_index(_: Sphinx, page: str, source: list[str]) -> None:
