@@ -22,7 +22,9 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 3
 
 # Names of other projects, which only their inventories on the network could resolve.
-nitpick_ignore_regex = [("py:.*", r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path")
+]
 
 default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"

@@ -64,9 +64,9 @@ def messages_of(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         match node:
-            case ast.Call(
-                func=ast.Name(id=kind) | ast.Attribute(attr=kind), args=[first, *_]
-            ) if kind in kinds:
+            case ast.Call(func=ast.Name(id=kind) | ast.Attribute(attr=kind), args=[first, *_]) if (
+                kind in kinds
+            ):
                 if isinstance(first, ast.Name) and kind in RAISED:
                     assert path.name in TABLES, f"{path.name}:{node.lineno}: a text from where?"
                     yield from TABLES[path.name]
