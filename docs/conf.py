@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 project = "aether-spandrel"
 release = importlib.metadata.version("aether-spandrel")
 author = "the aether-spandrel contributors"
-copyright = author  # noqa: A001  Sphinx's name for it
+copyright = author
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
