@@ -49,7 +49,7 @@ def texts(node: ast.expr) -> list[str] | None:
         case ast.Constant(value=str(value)):
             return [value]
         case ast.JoinedStr(values=parts):
-            return ["".join(p.value if isinstance(p, ast.Constant) else "…" for p in parts)]
+            return ["".join((texts(part) or ["…"])[0] for part in parts)]
         case ast.IfExp(body=body, orelse=orelse):
             return [*(texts(body) or ["…"]), *(texts(orelse) or ["…"])]
         case ast.BinOp(left=left, op=ast.Add(), right=right):
