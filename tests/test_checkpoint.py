@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
