@@ -65,7 +65,15 @@ def links_out_of_the_folder(_: Sphinx, _page: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(r"](<path:\1>)", source[0])
 
 
+def defaults_as_python(
+    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, given: str, back: str
+) -> tuple[str, str] | None:
+    """Write a default that has no form in Python as `...`, so that Sphinx can parse the rest."""
+    return (re.sub(r"<[\w. ]+>", "...", given), back) if given else None
+
+
 def setup(app: Sphinx) -> None:
     """Register what this file adds to Sphinx."""
+    app.connect("autodoc-process-signature", defaults_as_python)
     app.connect("source-read", navigation_from_the_index)
     app.connect("source-read", links_out_of_the_folder)
