@@ -31,7 +31,7 @@ RAISED = {
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, AetherError)
 }
-SAID = {"ArgumentTypeError", "_fail"}
+SAID = {"ArgumentTypeError", "_fail", "fail"}
 """What the command line says beside errors that are raised."""
 OF_THE_NETWORK = {"ValueError", "RuntimeError"}
 """`aether_core` has no errors of its own, since it needs torch alone."""
