@@ -239,7 +239,7 @@ class AetherConfig:
 
     @property
     def global_context(self) -> bool:
-        """Whether every output pixel depends on the whole image: tiles then change the result."""
+        """Whether each output pixel depends on the whole image, so that tiles change the result."""
         return self.channel_attn or self.sample_norm
 
     @property

@@ -201,21 +201,21 @@ def test_a_read_only_folder_is_explained_and_stays_as_it_was(read_only_folder: P
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_a_killed_conversion_leaves_complete_files_alone(
-    checkpoint: Path, tmp_path: Path, number: signal.Signals
+    checkpoint: Path, tmp_path: Path, name: str
 ):
     out = tmp_path / "out"
     process = start(checkpoint, out)
     deadline = time.monotonic() + 120
     while not (out.is_dir() and any(out.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.001)  # until the first file is being written
-    process.send_signal(number)
+    process.send_signal(signal.Signals[name])
     _, errors = process.communicate(timeout=120)
     for path in out.iterdir():
         if not path.name.endswith(".partial"):
             assert open_upscaler(path).scale == 2
-    if number != signal.SIGKILL:
+    if name != "SIGKILL":
         assert process.returncode in (130, 143)
         assert errors == "error: interrupted; no unfinished file was left\n"
         assert not [path for path in out.iterdir() if path.name.endswith(".partial")]

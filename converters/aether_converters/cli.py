@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from aether_converters.providers import PROVIDERS
 from aether_converters.tensorrt_backend import BACKENDS, COMPUTE_CAPABILITIES
 from aether_converters.tensorrt_build import CAPABILITIES, HARDWARE
+from aether_converters.wildcards import Files
 from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
@@ -704,7 +705,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
 
     inspect = _command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
-    inspect.add_argument("models", nargs="+", type=Path, metavar="model", help=CHECKPOINT)
+    inspect.add_argument(
+        "models", nargs="+", type=Path, action=Files, metavar="model", help=CHECKPOINT
+    )
     _checkpoint_options(inspect, strict=True)
 
     convert = _command(
@@ -743,7 +746,12 @@ def _parser() -> argparse.ArgumentParser:
     upscale = _command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
     upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx or .engine")
     upscale.add_argument(
-        "pictures", nargs="+", type=Path, metavar="picture", help="pictures, or folders of them"
+        "pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        metavar="picture",
+        help="pictures, or folders of them",
     )
     upscale.add_argument(
         "--out",
@@ -801,11 +809,14 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = _command(commands, "verify", _verify, "compare files with their source", VERIFY)
     verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
-    verify.add_argument("files", nargs="+", type=Path, metavar="file", help="what was made of it")
+    verify.add_argument(
+        "files", nargs="+", type=Path, action=Files, metavar="file", help="what was made of it"
+    )
     verify.add_argument(
         "--pictures",
         nargs="+",
         type=Path,
+        action=Files,
         default=[],
         metavar="PATH",
         help="pictures and folders to compare on too; the middle 512 x 512 px of each",
@@ -826,7 +837,12 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", _bench, "measure how fast files are here", BENCH)
     bench.add_argument(
-        "files", nargs="+", type=Path, metavar="model", help=".pth, .safetensors, .onnx or .engine"
+        "files",
+        nargs="+",
+        type=Path,
+        action=Files,
+        metavar="model",
+        help=".pth, .safetensors, .onnx or .engine",
     )
     bench.add_argument(
         "--size",
@@ -859,7 +875,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _command(
         commands, "doctor", _doctor, "say what works here and what is missing", DOCTOR
     )
-    doctor.add_argument("files", nargs="*", type=Path, metavar="file", help="models to examine")
+    doctor.add_argument(
+        "files", nargs="*", type=Path, action=Files, metavar="file", help="models to examine"
+    )
     doctor.add_argument(
         "--look-in",
         action="append",
@@ -964,6 +982,7 @@ def _int8_arguments(convert: argparse.ArgumentParser) -> None:
         "--calibration",
         nargs="+",
         type=Path,
+        action=Files,
         default=[],
         metavar="PATH",
         help="pictures and folders like those that the model will upscale, from which the ranges "

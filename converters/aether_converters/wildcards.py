@@ -1,0 +1,32 @@
+"""Patterns such as `release/*` among the arguments of the command line.
+
+Shells on Windows leave them to programs; elsewhere a shell has replaced them already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from pathlib import Path
+from typing import Any
+
+
+class Files(argparse.Action):
+    """Stores paths, with the files that a pattern means in its place."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Replace each pattern among `values`, which are paths."""
+        setattr(namespace, self.dest, [path for value in values for path in matching(value)])
+
+
+def matching(path: Path) -> list[Path]:
+    """The files that a pattern means, in order; the path itself if it is one, or if none match."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207
