@@ -554,8 +554,10 @@ def machine_of(device: torch.device) -> dict[str, object]:
     }
 
 
-def measure(settings: Settings, out: Path, trained: Path | None, without: Sequence[str]) -> None:
-    """Run all parts, and bring the files up to date after each."""
+def measure(
+    settings: Settings, out: Path, trained: Path | None = None, titles: Sequence[str] = tuple(PARTS)
+) -> None:
+    """Run parts of `PARTS`, and bring the files up to date after each."""
     out.mkdir(parents=True, exist_ok=True)
     small, others, medium = contenders(settings, trained)
     lab = Laboratory(
@@ -574,13 +576,12 @@ def measure(settings: Settings, out: Path, trained: Path | None, without: Sequen
         "left out": lab.left_out,
     }
     tables: list[str] = []
-    for title, part in PARTS.items():
-        unwanted = any(word in title for word in without)
-        if unwanted or ("graph" in title and "graph" not in lab.modes):
+    for title in titles:
+        if "graph" in title and "graph" not in lab.modes:
             lab.left_out.append(title)
             continue
         started = time.perf_counter()
-        rows = part(lab)
+        rows = PARTS[title](lab)
         results[title] = rows
         say(f"{title}: {time.perf_counter() - started:.0f} s")
         if rows:
@@ -591,6 +592,11 @@ def measure(settings: Settings, out: Path, trained: Path | None, without: Sequen
         (out / "gpu.md").write_text("\n\n".join([head, rates, *tables]) + "\n", "utf-8")
     print("\n\n".join(tables))
     say(f"left out: {'; '.join(lab.left_out) or 'nothing'}")
+
+
+def words(text: str) -> list[str]:
+    """The value of `--only` and `--without`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def say(text: str) -> None:
@@ -605,7 +611,8 @@ def main() -> int:
     parser.add_argument("--trained", type=Path, help="a fused 2x checkpoint of aether_small (G1)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which it ends")
-    parser.add_argument("--without", default="", help="words of titles, such as compiled,medium")
+    parser.add_argument("--only", type=words, default=[], help="words of titles: compiled,other")
+    parser.add_argument("--without", type=words, default=[], help="words of titles to leave out")
     parser.add_argument("--quick", action="store_true", help="see whether it runs; tiny networks")
     options = parser.parse_args()
     if options.device.type == "cuda" and not torch.cuda.is_available():
@@ -616,8 +623,13 @@ def main() -> int:
         device=options.device,
         deadline=time.perf_counter() + 60 * options.minutes,
     )
-    without = [word.strip() for word in options.without.split(",") if word.strip()]
-    measure(settings, options.out, options.trained, without)
+    titles = [
+        title
+        for title in PARTS
+        if not any(word in title for word in options.without)
+        and (not options.only or any(word in title for word in options.only))
+    ]
+    measure(settings, options.out, options.trained, titles)
     return 0
 
 

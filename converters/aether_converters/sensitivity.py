@@ -122,6 +122,8 @@ def without_costly_products(
     An activated gate has most of its values just below zero, where few steps of its grid lie; in
     most blocks that does not matter, and in some it does. There the product is one of floats.
     """
+    if not plan.activations:
+        return plan
     batch = torch.from_numpy(np.concatenate(patches))
     exact = _run(network, batch)
     costly: set[str] = set()
