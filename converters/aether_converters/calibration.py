@@ -195,13 +195,13 @@ def _statistics(
 
 def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: Seen) -> None:
     """Run the network and show each point: its values, and what the layer makes of others."""
-    with torch.inference_mode(), _called_layer_by_layer(network), _shown(network, points, seen):
+    with torch.inference_mode(), called_layer_by_layer(network), _shown(network, points, seen):
         for start in range(0, len(batch), AT_ONCE):
             network(batch[start : start + AT_ONCE])
 
 
 @contextmanager
-def _called_layer_by_layer(network: AetherNet) -> Generator[None]:
+def called_layer_by_layer(network: AetherNet) -> Generator[None]:
     """Inference passes layers over; with this they are called, and so are their hooks."""
     parts = [part for part in network.modules() if isinstance(part, (Block, AetherNet))]
     before = [part.quantised for part in parts]
