@@ -30,9 +30,6 @@ import safetensors.torch
 import spandrel
 import torch
 from PIL import Image
-from spandrel.architectures.Compact import Compact
-from spandrel.architectures.PLKSR import PLKSR, RealPLKSR
-from spandrel.architectures.SPAN import SPAN
 from torch import Tensor, nn
 
 import aether_spandrel
@@ -49,7 +46,7 @@ from aether_converters.errors import ConversionError, require
 from aether_converters.upscalers import open_upscaler
 from aether_converters.verification import structured_image
 from aether_spandrel.errors import AetherError
-from published_networks import G1, G5f
+from published_networks import G1, OTHERS, G5f, fused_tensors, visible
 from report import draw_inference, markdown_table, refresh_page
 
 Row = dict[str, Any]
@@ -113,17 +110,6 @@ QUICK: Final = Settings(
 # The networks
 
 
-def visible(network: nn.Module) -> nn.Module:
-    """The network with weights that show in its output, as training leaves them."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("bias"):
-                parameter.uniform_(-0.1, 0.1)
-            elif "ffn.fc" in name:
-                parameter.mul_(8.0)
-    return network.eval()
-
-
 def published_networks(settings: Settings) -> dict[str, nn.Module]:
     """The published arithmetic with fixed random weights, by name; G1 twice with the same."""
     torch.manual_seed(0)
@@ -135,28 +121,6 @@ def published_networks(settings: Settings) -> dict[str, nn.Module]:
         "G1, fused": fused,
         "G5f, fused": visible(G5f(**settings.small)),
     }
-
-
-def fused_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """G1's training tensors with the small kernel added to the middle of the large one."""
-    fused = {key: tensor for key, tensor in state.items() if "lk_" not in key and "sk_" not in key}
-    for key in [key for key in state if key.endswith("lk_conv.weight")]:
-        block = key.removesuffix("lk_conv.weight")
-        large, small = state[key], state[f"{block}sk_conv.weight"]
-        margin = (large.shape[-1] - small.shape[-1]) // 2
-        padded = nn.functional.pad(small, [margin] * 4)
-        fused[f"{block}fused_conv.weight"] = large + padded
-        fused[f"{block}fused_conv.bias"] = state[f"{block}lk_bias"] + state[f"{block}sk_bias"]
-    return fused
-
-
-OTHERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
-    "SPAN": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=48, upscale=2),
-    "Compact": lambda: Compact(num_feat=64, num_conv=16, upscale=2),
-    "PLKSR": lambda: PLKSR(dim=64, n_blocks=28, kernel_size=17, upscaling_factor=2),
-    "RealPLKSR": lambda: RealPLKSR(dim=64, n_blocks=28, kernel_size=17, upscaling_factor=2),
-}
-"""Spandrel's own, as the community trains them, 2x."""
 
 
 # Inference

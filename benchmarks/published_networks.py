@@ -1,5 +1,7 @@
 """AetherNet as it was published, operator by operator in plain PyTorch: what ours is measured by.
 
+And the networks of others that it is measured beside.
+
 Keys, order of the operators and memory layout are the published ones, nothing is made faster. G1
 is built with or without fusing, G5f fused. G1's normalisation and linear maps see channels last,
 between two permutations; G5f is in (N, C, H, W) throughout.
@@ -7,10 +9,14 @@ between two permutations; G5f is in (N, C, H, W) throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
+from spandrel.architectures.Compact import Compact
+from spandrel.architectures.PLKSR import PLKSR, RealPLKSR
+from spandrel.architectures.SPAN import SPAN
 from torch import Tensor, nn
 
 
@@ -259,3 +265,36 @@ class G5f(nn.Module):
         y = self.norm(self.quant_fusion_layer(torch.cat(features, dim=1))) + first
         y = self.conv_after_body(y) + y
         return self.conv_last(self.upsample(self.conv_before_upsample(y))) + self.mean
+
+
+def visible(network: nn.Module) -> nn.Module:
+    """The network with weights that show in its output, as training leaves them."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                parameter.uniform_(-0.1, 0.1)
+            elif "ffn.fc" in name:
+                parameter.mul_(8.0)
+    return network.eval()
+
+
+def fused_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """G1's training tensors with the small kernel added to the middle of the large one."""
+    fused = {key: tensor for key, tensor in state.items() if "lk_" not in key and "sk_" not in key}
+    for key in [key for key in state if key.endswith("lk_conv.weight")]:
+        block = key.removesuffix("lk_conv.weight")
+        large, small = state[key], state[f"{block}sk_conv.weight"]
+        margin = (large.shape[-1] - small.shape[-1]) // 2
+        padded = nn.functional.pad(small, [margin] * 4)
+        fused[f"{block}fused_conv.weight"] = large + padded
+        fused[f"{block}fused_conv.bias"] = state[f"{block}lk_bias"] + state[f"{block}sk_bias"]
+    return fused
+
+
+OTHERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
+    "SPAN": lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=48, upscale=2),
+    "Compact": lambda: Compact(num_feat=64, num_conv=16, upscale=2),
+    "PLKSR": lambda: PLKSR(dim=64, n_blocks=28, kernel_size=17, upscaling_factor=2),
+    "RealPLKSR": lambda: RealPLKSR(dim=64, n_blocks=28, kernel_size=17, upscaling_factor=2),
+}
+"""Spandrel's own, as the community trains them, 2x."""

@@ -34,6 +34,7 @@ from aether_converters.errors import ModelError
 from aether_converters.macs import graph_macs, module_macs
 from aether_converters.upscalers import Image
 from aether_spandrel import CheckpointError, load
+from benchmarks import gpu
 from published_networks import G1, G5f
 from report import markdown_table, refresh_page
 from tests.published import draw
@@ -489,3 +490,21 @@ def test_the_page_of_the_docs_has_a_place_for_every_part():
     text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
     for part in ("inference", "load", "convert", "upscale"):
         assert text.index(f"<!-- {part} -->\n") < text.index(f"<!-- end of {part} -->\n")
+
+
+def test_the_benchmark_of_gpus_runs_on_the_cpu_too(tmp_path: Path):
+    settings = replace(gpu.QUICK, device=torch.device("cpu"), sizes=gpu.QUICK.sizes[:1] * 2)
+    gpu.measure(settings, tmp_path, titles=["difference to float64", "small networks", "kernels"])
+    found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    assert all(row["max difference"] < 2e-6 for row in found["difference to float64"][:1])
+    ours = [row for row in found["small networks"] if "this package" in row["network"]]
+    assert all(row["ms"] > 0 and row["roofline, ms"] > 0 for row in ours)
+    assert "## kernels" in (tmp_path / "gpu.md").read_text("utf-8")
+
+
+def test_the_minutes_of_the_benchmark_of_gpus_are_kept(tmp_path: Path):
+    settings = replace(gpu.QUICK, device=torch.device("cpu"), deadline=time.perf_counter())
+    gpu.measure(settings, tmp_path, titles=["small networks", "kernels"])
+    found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    assert not found["small networks"]
+    assert "G1 small, this package, fp32, eager, (24, 24)" in found["left out"]

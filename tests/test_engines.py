@@ -313,9 +313,11 @@ def test_an_engine_of_another_gpu_is_refused():
         "the engine was built for another GPU\n"
         "  expected  compute capability 8.6, 8.9\n"
         "  found     RTX, compute capability 12.0\n"
-        "  next      build it again here with aethernet convert --to trt, or with --trt-backend "
-        "tensorrt-rtx --compute-capability 12.0"
+        "  next      build it again here with aethernet convert --to trt --trt-backend tensorrt, "
+        "or with --trt-backend tensorrt-rtx --compute-capability 12.0"
     )
+    with pytest.raises(EngineError, match="TensorRT-RTX does not build for this GPU"):
+        refuse_mismatch(sidecar(), backend("1.7.1.116", "9.0"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Left out where there is none; `docs/tensorrt.md` says where these tests have bee
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -14,35 +15,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from aether_converters import convert, open_upscaler, verify
+from aether_converters import convert, open_upscaler, sample, verify
 from aether_converters.benchmark import benchmark
 from aether_converters.cli import main
+from aether_converters.conversion import Precision
 from aether_converters.engine_sidecar import read_sidecar
-from aether_converters.errors import EngineError
+from aether_converters.errors import EngineError, ModelError
 from aether_converters.images import read_picture
 from aether_converters.nvidia_driver import probe_driver
-from aether_converters.providers import REQUIREMENTS, ProviderOptions
-from aether_converters.tensorrt_backend import BackendName, installed_backends
+from aether_converters.providers import REQUIREMENTS, ProviderName, ProviderOptions
+from aether_converters.quantising import Int8Options
+from aether_converters.tensorrt_backend import (
+    COMPUTE_CAPABILITIES,
+    BackendName,
+    installed_backends,
+)
 from aether_converters.tensorrt_build import (
     EngineOptions,
     Profile,
     build_plan,
-    refuse_float,
 )
 from aether_converters.upscalers import Image as Pixels
+from aether_converters.upscaling import comparison_images
 from aether_converters.verification import structured_image
-from tests.qdq import quantised
+from aether_core import prepare_qat
+from tests import golden_cases
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.gpu
 
 RUNTIME: Any = onnxruntime
+SAMPLE = Path(sample.__file__).parent
 SMALL = Profile(min=(1, 3, 16, 16), opt=(1, 3, 128, 128), max=(1, 3, 256, 320))
 HERE = tuple(gpu.capability for gpu in probe_driver().gpus[:1])
 
@@ -51,6 +59,8 @@ HERE = tuple(gpu.capability for gpu in probe_driver().gpus[:1])
 def backend(request: pytest.FixtureRequest) -> BackendName:
     if request.param not in installed_backends():
         pytest.skip(f"{request.param} is not installed")
+    if request.param == "tensorrt-rtx" and not set(HERE) <= COMPUTE_CAPABILITIES.keys():
+        pytest.skip(f"TensorRT-RTX does not build for GPUs of compute capability {HERE[0]}")
     return request.param
 
 
@@ -76,7 +86,13 @@ def engines(
     backend: BackendName, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp(backend)
-    report = convert(checkpoint, folder, to=["onnx", "trt"], engine=options(backend))
+    report = convert(
+        checkpoint,
+        folder,
+        to=["onnx", "trt"],
+        precision=["fp32", "fp16", "int8"],
+        engine=options(backend),
+    )
     assert report.passed, [artefact.problem or artefact.not_run for artefact in report.artefacts]
     return {f"{a.precision} {a.format}": a.path for a in report.artefacts}
 
@@ -99,32 +115,48 @@ def test_an_engine_computes_what_pytorch_computes(
     assert psnr(open_upscaler(engines[f"{precision} trt"]).run(image), expected) >= least
 
 
-def ranges(model: Path, image: Pixels) -> dict[str, float]:
-    """The largest absolute value of every tensor, for an image."""
-    graph: Any = onnx.load(str(model))
-    names = [name for node in graph.graph.node for name in node.output]
-    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "output")
-    session = RUNTIME.InferenceSession(
-        graph.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    found = session.run(names, {"input": image})
-    largest = {name: float(np.abs(values).max()) for name, values in zip(names, found, strict=True)}
-    return {"input": float(image.max()), **largest}
+def test_an_int8_engine_runs_in_int8(engines: dict[str, Path], checkpoint: Path):
+    facts = read_sidecar(engines["int8 trt"])
+    assert facts.layers, "the builder reports no layers, so that nothing can be said of INT8"
+    assert facts.int8_layers >= facts.int8_declared > 0
+    # Of a photograph: what is drawn with edges from black to white costs more.
+    (photo,) = comparison_images([SAMPLE / "coffee.png"], 3)
+    image = photo[:, :, 40:168, 60:188]
+    expected = open_upscaler(checkpoint).run(image)
+    assert psnr(open_upscaler(engines["int8 trt"]).run(image), expected) >= 45.0
 
 
-def test_an_int8_engine_computes_what_pytorch_computes(
-    engines: dict[str, Path], backend: BackendName, checkpoint: Path, tmp_path: Path
+def test_a_network_that_was_trained_for_int8_computes_what_was_trained(
+    backend: BackendName, tmp_path: Path
 ):
-    image = structured_image(3, 128, 128)
-    graph = engines["fp32 onnx"]
-    scales = {name: max(value, 1e-6) / 127 for name, value in ranges(graph, image).items()}
-    content = quantised(graph.read_bytes(), scales=scales)
-    plan = build_plan(content, options(backend))
-    assert plan.layers, "the builder reports no layers, so that nothing can be said of INT8"
-    refuse_float(plan)
-    path = written(plan.content, engines["fp32 trt"], tmp_path)
-    found = open_upscaler(path).run(image)
-    assert psnr(found, open_upscaler(checkpoint).run(image)) >= 45.0
+    network = prepare_qat(tiny().train())
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.from_numpy(structured_image(3, 64, 64)))
+    torch.save(network.state_dict(), tmp_path / "model.pth")
+    report = convert(
+        tmp_path / "model.pth", tmp_path, to=["trt"], precision=["int8"], engine=options(backend)
+    )
+    (artefact,) = report.artefacts
+    assert "come from its training" in str(artefact.details["ranges"])
+    assert artefact.passed, artefact.problem
+    assert artefact.psnr is None or artefact.psnr >= 45.0
+
+
+def test_a_published_file_that_was_trained_for_int8_runs_as_in_onnxruntime(
+    backend: BackendName, tmp_path: Path
+):
+    checkpoint = golden_cases.checkpoint(golden_cases.CASES["g5f-qat-2x"])
+    torch.save(checkpoint, tmp_path / "model.pth")
+    report = convert(
+        tmp_path / "model.pth", tmp_path, to=["trt"], precision=["int8"], engine=options(backend)
+    )
+    (artefact,) = report.artefacts
+    assert artefact.passed, artefact.problem
+    # Its weights are drawn, so that rounding costs more than of a trained network.
+    there = float(str(artefact.details["onnx_psnr"]).removesuffix(" dB"))
+    assert artefact.psnr is not None
+    assert artefact.psnr >= there - 1.0
 
 
 def written(content: bytes, like: Path, folder: Path) -> Path:
@@ -133,11 +165,10 @@ def written(content: bytes, like: Path, folder: Path) -> Path:
         read_sidecar(like),
         engine_sha256=hashlib.sha256(content).hexdigest(),
         engine_bytes=len(content),
-        precision="int8",
     )
-    path = folder / "int8.engine"
+    path = folder / "written.engine"
     path.write_bytes(content)
-    path.with_name("int8.engine.json").write_text(known.to_json())
+    path.with_name("written.engine.json").write_text(known.to_json())
     return path
 
 
@@ -258,14 +289,49 @@ def test_a_damaged_plan_is_refused_and_the_process_lives(engines: dict[str, Path
         open_upscaler(path)
 
 
+def refuse_missing(name: ProviderName) -> None:
+    """Skip where this onnxruntime, or TensorRT beside it, lacks the provider."""
+    lacks_library = name == "tensorrt" and "tensorrt" not in installed_backends()
+    if REQUIREMENTS[name].name not in RUNTIME.get_available_providers() or lacks_library:
+        pytest.skip(f"this onnxruntime has no provider {name}, or not what it needs")
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 60.0), ("fp16", 55.0), ("int8", 40.0)])
 @pytest.mark.parametrize("name", ["cuda", "tensorrt", "directml"])
-def test_onnxruntime_computes_on_the_gpu(name: Any, checkpoint: Path, tmp_path: Path):
-    if REQUIREMENTS[name].name not in RUNTIME.get_available_providers():
-        pytest.skip(f"this onnxruntime has no provider {name}")
-    (artefact,) = convert(checkpoint, tmp_path, to=["onnx"], precision=["fp32"]).artefacts
+def test_onnxruntime_computes_on_the_gpu(
+    name: ProviderName, precision: Precision, least: float, checkpoint: Path, tmp_path: Path
+):
+    refuse_missing(name)
+    int8 = Int8Options(targets=("tensorrt",)) if precision == "int8" else None
+    report = convert(checkpoint, tmp_path, to=["onnx"], precision=[precision], int8=int8)
+    (artefact,) = report.artefacts
     cache = tmp_path / "cache" if name == "tensorrt" else None
     model = open_upscaler(artefact.path, provider=ProviderOptions(name=name, engine_cache=cache))
     assert str(model.details["provider"]).startswith(name)
     image = structured_image(3, 64, 64)
-    assert psnr(model.run(image), open_upscaler(artefact.path).run(image)) >= 50.0
+    assert psnr(model.run(image), open_upscaler(artefact.path).run(image)) >= least
     assert cache is None or any(cache.iterdir())
+
+
+def test_onnxruntime_upscales_and_is_measured_on_the_gpu(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    refuse_missing("cuda")
+    (artefact,) = convert(checkpoint, tmp_path, to=["onnx"], precision=["fp16"]).artefacts
+    Image.linear_gradient("L").resize((400, 300)).convert("RGB").save(tmp_path / "photo.png")
+    model, photo = str(artefact.path), str(tmp_path / "photo.png")
+    assert main(["upscale", model, photo, "--provider", "cuda", "--tile", "128"]) == 0
+    assert read_picture(tmp_path / "photo_2x.png").color.shape == (3, 600, 800)
+    capsys.readouterr()
+    arguments = ["--provider", "cuda", "--size", "64", "--seconds", "0.1", "--json"]
+    assert main(["bench", model, *arguments]) == 0
+    assert ", cuda" in json.loads(capsys.readouterr().out)["measurements"][0]["name"]
+
+
+def test_a_provider_whose_library_is_missing_does_not_fall_back(checkpoint: Path, tmp_path: Path):
+    offered = REQUIREMENTS["tensorrt"].name in RUNTIME.get_available_providers()
+    if not offered or "tensorrt" in installed_backends():
+        pytest.skip("this onnxruntime has no provider tensorrt, or TensorRT is there")
+    (artefact,) = convert(checkpoint, tmp_path, to=["onnx"], precision=["fp32"]).artefacts
+    with pytest.raises(ModelError, match="tensorrt"):
+        open_upscaler(artefact.path, provider=ProviderOptions(name="tensorrt"))

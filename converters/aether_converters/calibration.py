@@ -40,10 +40,14 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 SIDE: Final = 64  # px of a patch
 PATCHES: Final = 16
 TRIED: Final = 8  # patches on which `mse` tries them
+AT_ONCE: Final = 1  # patches that the network runs on at a time, which decides the memory
 PERCENTILE: Final = 99.99
 BINS: Final = 4096
 SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
 """Of the largest values met: where `mse` tries to end a range."""
+HOPELESS: Final = 4.0
+"""Times the least error with which a range is given up, and with it all that end sooner: what they
+cut off only grows, and is most of the error already."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class _Statistics:
         low: The smallest value.
         high: The largest.
         counts: How many values fell into each of `BINS` between them.
-        errors: For each of `SHARES`, the squared error that rounding within it makes.
+        errors: For each of `SHARES`, the squared error that rounding within it makes; infinite
+            where it was given up.
     """
 
     low: float
@@ -159,33 +164,44 @@ def _statistics(
 
     def extremes(point: Point, x: Tensor, _: Callable[[Tensor], Tensor]) -> None:
         low, high = (float(end) for end in torch.aminmax(x))
-        found[point] = _Statistics(low, high, torch.zeros(0), torch.zeros(len(SHARES)))
+        seen = found.setdefault(
+            point, _Statistics(low, high, torch.zeros(BINS), torch.zeros(len(SHARES)))
+        )
+        seen.low, seen.high = min(seen.low, low), max(seen.high, high)
 
-    def distribution(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
+    def distribution(point: Point, x: Tensor, _: Callable[[Tensor], Tensor]) -> None:
         seen = found[point]
-        if method == "percentile":
-            seen.counts = torch.histc(x, BINS, seen.low, seen.high)
-            return
-        x = x[:TRIED]  # as many as tell the candidates apart
+        seen.counts += torch.histc(x, BINS, seen.low, seen.high)
+
+    def errors(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
+        seen = found[point]
         exact = result(x)
         for index, share in enumerate(SHARES):
+            if seen.errors[index].isinf():
+                break
             grid = grid_for(seen.low * share, seen.high * share, target)
-            seen.errors[index] = (result(grid.rounded(x)) - exact).square().mean()
+            seen.errors[index] += (result(grid.rounded(x)) - exact).square().mean()
+            if seen.errors[index] > HOPELESS * seen.errors[: index + 1].min():
+                seen.errors[index:] = torch.inf
+                break
 
     _run(network, batch, points, extremes)
-    if method != "minmax":
+    if method == "percentile":
         _run(network, batch, points, distribution)
+    elif method == "mse":
+        _run(network, batch[:TRIED], points, errors)
     return found
 
 
 def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: Seen) -> None:
     """Run the network and show each point: its values, and what the layer makes of others."""
-    with torch.inference_mode(), _called_layer_by_layer(network), _shown(network, points, seen):
-        network(batch)
+    with torch.inference_mode(), called_layer_by_layer(network), _shown(network, points, seen):
+        for start in range(0, len(batch), AT_ONCE):
+            network(batch[start : start + AT_ONCE])
 
 
 @contextmanager
-def _called_layer_by_layer(network: AetherNet) -> Generator[None]:
+def called_layer_by_layer(network: AetherNet) -> Generator[None]:
     """Inference passes layers over; with this they are called, and so are their hooks."""
     parts = [part for part in network.modules() if isinstance(part, (Block, AetherNet))]
     before = [part.quantised for part in parts]

@@ -459,8 +459,8 @@ RULES: Final = (
     Rule("per-channel-activations", "float", ("Conv", "Gemm", "MatMul"), _per_channel),
     Rule("weight-axis", "float", tuple(OUTPUT_AXES), _weight_axis),
     Rule("operator-between", "float", QUANTISABLE, _between(computes=True)),
-    # TensorRT-RTX 1.7 exchanges these with the pair and runs the layer in int8. Nothing says that
-    # other versions do.
+    # TensorRT-RTX 1.7 exchanges these with the pair and runs the layer in int8. Other versions were
+    # not tried, so the layer is taken for one that may run in float.
     Rule("layout-between", "float", QUANTISABLE, _between(computes=False)),
     Rule("one-input", "float", QUANTISABLE, _one_input),
     Rule("transposed-convolution", "float", ("ConvTranspose",), _transposed),

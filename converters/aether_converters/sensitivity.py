@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aether_converters.calibration import called_layer_by_layer
 from aether_converters.quantisation import MAIN, QuantisationPlan, layers_of, simulate
 from aether_converters.upscalers import Image
 from aether_core import AetherNet
@@ -122,6 +123,8 @@ def without_costly_products(
     An activated gate has most of its values just below zero, where few steps of its grid lie; in
     most blocks that does not matter, and in some it does. There the product is one of floats.
     """
+    if not plan.activations:
+        return plan
     batch = torch.from_numpy(np.concatenate(patches))
     exact = _run(network, batch)
     costly: set[str] = set()
@@ -141,8 +144,6 @@ def macs_per_pixel(network: AetherNet) -> dict[str, float]:
     """By layer of a fused network: multiply-accumulates for each px of a large input."""
     side = 32
     counts: dict[str, float] = {}
-    with torch.device("meta"):
-        skeleton = AetherNet(network.config)
 
     def count(name: str) -> Callable[..., None]:
         def hook(layer: Any, _inputs: object, output: Tensor) -> None:
@@ -150,10 +151,14 @@ def macs_per_pixel(network: AetherNet) -> dict[str, float]:
 
         return hook
 
-    for name, layer in layers_of(skeleton).items():
-        layer.register_forward_hook(count(name))
-    skeleton.requires_grad_(True)
-    skeleton(torch.empty(1, network.config.in_chans, side, side, device="meta"))
+    handles = [
+        layer.register_forward_hook(count(name)) for name, layer in layers_of(network).items()
+    ]
+    # On the device `meta` nothing would be computed, but torch would load 140 MB of Python for it.
+    with called_layer_by_layer(network):
+        _run(network, torch.zeros(1, network.config.in_chans, side, side))
+    for handle in handles:
+        handle.remove()
     return counts
 
 

@@ -17,7 +17,12 @@ from torch import Tensor
 from aether_converters.engine_sidecar import Sidecar, check_engine, read_sidecar
 from aether_converters.errors import EngineError
 from aether_converters.nvidia_driver import Driver
-from aether_converters.tensorrt_backend import Backend, installed_backends, load_backend
+from aether_converters.tensorrt_backend import (
+    COMPUTE_CAPABILITIES,
+    Backend,
+    installed_backends,
+    load_backend,
+)
 from aether_converters.tensorrt_build import (
     Profile,
     Shape,
@@ -136,9 +141,15 @@ def refuse_mismatch(sidecar: Sidecar, backend: Backend, index: int = 0) -> None:
             "the engine was built for another GPU",
             expected=sidecar.gpus_in_words(),
             found=f"{gpu.name}, compute capability {gpu.capability}",
-            advice="build it again here with aethernet convert --to trt, or with "
-            f"--trt-backend tensorrt-rtx --compute-capability {gpu.capability}",
+            advice=_where_to_build(gpu.capability),
         )
+
+
+def _where_to_build(capability: str) -> str:
+    here = "build it again here with aethernet convert --to trt --trt-backend tensorrt"
+    if capability not in COMPUTE_CAPABILITIES:
+        return f"{here}: TensorRT-RTX does not build for this GPU"
+    return f"{here}, or with --trt-backend tensorrt-rtx --compute-capability {capability}"
 
 
 @dataclass(frozen=True, kw_only=True)
