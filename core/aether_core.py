@@ -458,6 +458,10 @@ class Affine(nn.Module):
         return scale_and_shift(x, self.weight, self.bias)
 
 
+NO_EPS: Final = 1e-20
+"""Lost beside a variance of 1; some versions of torch (2.11) refuse 0."""
+
+
 @torch.fx.wrap
 def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
     """The difference x - mean, (N, C, H, W) and a value a channel.
@@ -466,14 +470,14 @@ def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
     constant of a subtraction.
     """
     mean = mean.flatten()
-    return F.batch_norm(x, mean, torch.ones_like(mean), eps=0.0)
+    return F.batch_norm(x, mean, torch.ones_like(mean), eps=NO_EPS)
 
 
 @torch.fx.wrap
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The affine map x * scale + shift, by channel; in the form of `subtract_mean`."""
     zeros = torch.zeros_like(scale)
-    return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=0.0)
+    return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
 
 class ReparamConv(Quantisable):
