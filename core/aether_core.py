@@ -42,6 +42,7 @@ __all__ = [
     "freeze_ranges",
     "fuse_model",
     "fuse_state_dict",
+    "in_fast_order",
     "input_scale",
     "is_fused",
     "joined_weights",
@@ -480,6 +481,17 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
 
+def in_fast_order(depthwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A large depthwise convolution of channels-last x in the order in which it is fast there.
+
+    On CUDA that is channels-first: cuDNN takes 2 to 7 times as long in channels-last order, the
+    way there and back included. The result is channels-last.
+    """
+    if isinstance(x, torch.fx.Proxy) or x.device.type != "cuda":
+        return depthwise(x)
+    return depthwise(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 class ReparamConv(Quantisable):
     """A large and a small depthwise convolution in parallel, or the single one they fuse into."""
 
@@ -497,6 +509,9 @@ class ReparamConv(Quantisable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), zero-padded to the same size."""
+        return in_fast_order(self._convolved, x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
         if self.input_range is not None:
             x, kernel = self.input_range(x, self._kernel())
             bias = self.fused_conv.bias if self.fused else self.lk_bias + self.sk_bias

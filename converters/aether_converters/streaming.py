@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_core import AetherConfig, AetherNet, Block
+from aether_core import AetherConfig, AetherNet, Block, in_fast_order
 
 Bands = Iterator[Tensor]
 Step = Callable[[Tensor], Tensor]
@@ -152,7 +152,7 @@ def _mixed(block: Block, window: Tensor) -> Tensor:
     convolution = block.conv.fused_conv
     margin = _margin(convolution)
     inner = window[:, :, margin : window.shape[2] - margin]
-    return block.mix(inner, _across(convolution, window))
+    return block.mix(inner, in_fast_order(partial(_across, convolution), window))
 
 
 def _margin(convolution: nn.Conv2d) -> int:
