@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
+import onnxruntime
 import pytest
 import torch
 
@@ -14,6 +16,17 @@ from aether_converters.nvidia_driver import probe_driver
 # second thread costs more than it gives; in the commands that they start, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+class WaitingQuietly(cast(Any, onnxruntime).SessionOptions):
+    """Threads of onnxruntime that have nothing to do sleep, and leave the cores to other tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+
+cast(Any, onnxruntime).SessionOptions = WaitingQuietly
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

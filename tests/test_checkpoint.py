@@ -20,23 +20,13 @@ from torch import Tensor
 import aether_spandrel
 from aether_spandrel import CheckpointError
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from tests.checkpoint_files import same, saved
 from tests.tiny import tiny
 
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
     return dict(tiny().state_dict())
-
-
-def saved(content: object, path: Path) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def same(found: Checkpoint, state: dict[str, Tensor]) -> bool:
-    return list(found.state_dict) == list(state) and all(
-        torch.equal(found.state_dict[key], state[key]) for key in state
-    )
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "ckpt", "safetensors", "bin"])

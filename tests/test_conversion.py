@@ -87,8 +87,9 @@ def test_report_figures_are_those_of_the_file_on_disk(checkpoint: Path, tmp_path
     assert json.loads(json.dumps(report.as_dict()))["artefacts"][0]["passed"] is True
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("scale", "channels"), [(1, 3), (2, 3), (3, 3), (4, 3), (8, 3), (1, 1), (2, 4), (3, 1)]
+)
 def test_every_scale_and_channel_count_converts(tmp_path: Path, scale: int, channels: int):
     torch.save(tiny(scale=scale, in_chans=channels).state_dict(), tmp_path / "net.pth")
     report = convert(tmp_path / "net.pth", tmp_path)
@@ -110,7 +111,8 @@ def test_every_stored_dtype_converts(tmp_path: Path, suffix: str, dtype: torch.d
         torch.save(state, path)
     else:
         safetensors.torch.save_file(state, path)
-    assert convert(path, tmp_path / "out").passed
+    report = convert(path, tmp_path / "out", to=["safetensors", "onnx"], precision=["fp32"])
+    assert report.passed
 
 
 def test_img_range_from_the_metadata_is_folded_into_the_weights(tmp_path: Path):

@@ -101,12 +101,17 @@ def test_a_hook_that_is_switched_off_is_a_problem_and_exits_with_failure():
     assert not result.stderr
 
 
-def test_json_for_scripts_and_one_screen_for_people(tmp_path: Path):
-    environment = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-    found = json.loads(doctor("--json", **environment).stdout)
+def test_json_for_scripts_and_one_screen_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for variable in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["problems"] == 0
     assert found["sections"][0]["title"].startswith(f"aether-spandrel {HERE} on ")
-    text = doctor(**environment).stdout
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
     assert text.endswith("no problem found here\n")
     assert len(text.splitlines()) <= 24
 

@@ -19,9 +19,13 @@ from tests.tiny import tiny
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
+# On Linux tests/test_benchmark.py runs the other parts and looks at their figures.
+BENCHMARKS = " --only convert,upscale" if sys.platform == "linux" else ""
+
 SHORT = {
-    "python benchmarks/": " --quick --no-plot",
+    "python benchmarks/": f" --quick --no-plot{BENCHMARKS}",
     "python examples/train_sample.py --out": " --steps 4 --photographs photographs",
+    "aethernet bench": " --seconds 0.05",
 }
 """What is added to commands that take too long in earnest, so that a test shows that they run."""
 
@@ -30,6 +34,10 @@ PROGRAMS = {
     "python": [sys.executable],
 }
 """What is run here, in the Python that runs the tests."""
+
+IN_PROCESSES_OF_THEIR_OWN = "README.md"
+"""The page whose commands of `aethernet` are started as a reader does, each by a new Python; those
+of the other pages differ in their arguments alone, and starting costs more than most of them."""
 
 GATE = [
     "pytest",
@@ -60,7 +68,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_runs(page: Path):
+def test_every_command_runs(page: Path, capfd: pytest.CaptureFixture[str]):
     if page.name == "tensorrt.md":
         pytest.importorskip("tensorrt_rtx")
     for block in blocks(page, "sh"):
@@ -71,7 +79,9 @@ def test_every_command_runs(page: Path):
                 r"(?<= )(benchmarks|examples|converters)/", rf"{ROOT.as_posix()}/\1/", command
             )
             program, *arguments = shlex.split(command, comments=True)
-            if program in PROGRAMS:
+            if program == "aethernet" and page.name != IN_PROCESSES_OF_THEIR_OWN:
+                assert main(arguments) == 0, f"{line}\n{capfd.readouterr().err}"
+            elif program in PROGRAMS:
                 # No shell: patterns such as release/* are for the program, as on Windows.
                 result = subprocess.run(
                     [*PROGRAMS[program], *arguments], capture_output=True, text=True, check=False

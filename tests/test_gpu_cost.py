@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -22,7 +23,8 @@ from benchmarks.gpu_cost import (
 )
 from tests import golden_cases
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DTYPES = [torch.float32, torch.float16]
+SMALL, LARGE = 16, 1024  # px of a side; a large picture has more pixels than weights have values
 
 # By normalisation, channel attention and spatial attention: kernels of a block, and the values
 # that it reads and writes for a pixel, in widths of the body (E), in widths of the feed-forward (F)
@@ -77,9 +79,15 @@ def network(case: str) -> AetherNet:
     return AetherNetArch().load(golden_cases.state_dict(golden_cases.CASES[case])).model
 
 
-def block_of(config: AetherConfig) -> tuple[int, int, int, int]:
+@cache
+def traced(case: str, side: int, dtype: torch.dtype = torch.float32) -> Sequence[Launch]:
+    """A square picture; a trace takes a while, and several tests look at the same one."""
+    return launches(network(case), side, side, dtype)
+
+
+def kind_of(config: AetherConfig) -> tuple[str, bool, bool]:
     norm = "per image" if config.sample_norm else config.norm_type
-    return BLOCKS[norm, config.channel_attn, config.spatial_attn]
+    return norm, config.channel_attn, config.spatial_attn
 
 
 def casts(config: AetherConfig, dtype: torch.dtype) -> int:
@@ -94,64 +102,74 @@ def moved(found: Iterable[Launch]) -> int:
     return sum(launch.moved for launch in found)
 
 
-parametrized = pytest.mark.parametrize("case", golden_cases.CASES)
+@pytest.fixture(params=golden_cases.CASES, scope="module")
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@parametrized
+# Both of the module: pytest then runs the tests of one trace after another, in one process.
+@pytest.fixture(params=DTYPES, ids=str, scope="module")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
 def test_a_block_launches_and_moves_no_more(case: str, dtype: torch.dtype):
     config = network(case).config
-    kernels, widths, hidden, alone = block_of(config)
+    kernels, widths, hidden, alone = BLOCKS[kind_of(config)]
     expected = dtype.itemsize * (widths * config.embed_dim + hidden * config.ffn_dim + alone)
     if config.norm_type == "layernorm":
         expected += 2 * torch.float32.itemsize
     kernels += casts(config, dtype)
-    small, large = (launches(network(case), 16, width, dtype) for width in (16, 24))
+    small, large = (traced(case, side, dtype) for side in (SMALL, LARGE))
     for index in range(config.blocks):
         assert len(of_block(large, index)) == kernels
-        for_a_pixel = (moved(of_block(large, index)) - moved(of_block(small, index))) / (16 * 8)
-        assert for_a_pixel == expected
+        more = moved(of_block(large, index)) - moved(of_block(small, index))
+        assert more / (LARGE**2 - SMALL**2) == expected
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@parametrized
 def test_what_surrounds_the_blocks_launches_no_more(case: str, dtype: torch.dtype):
-    found = launches(network(case), 16, 16, dtype)
     expected = AROUND[case] + casts(network(case).config, dtype)
     if dtype != torch.float32:
         expected += WEIGHT_CASTS
-    assert len(of_block(found, None)) == expected
+    assert len(of_block(traced(case, SMALL, dtype), None)) == expected
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@parametrized
 def test_no_whole_picture_is_cast(case: str, dtype: torch.dtype):
-    for launch in launches(network(case), 1024, 1024, dtype):  # more px than weights have values
+    for launch in traced(case, LARGE, dtype):
         if launch.operator != "native_layer_norm":
-            assert all(found == dtype or size < 1024**2 for found, size in launch.results), launch
+            assert all(found == dtype or size < LARGE**2 for found, size in launch.results), launch
         else:
             assert launch.results[0][0] == dtype
 
 
-@parametrized
+@pytest.mark.parametrize("kind", BLOCKS, ids=str)
+def test_bfloat16_costs_what_float16_does(kind: tuple[str, bool, bool]):
+    def otherwise(launch: Launch) -> Launch:
+        dtypes = {torch.float16: torch.bfloat16}
+        results = tuple((dtypes.get(dtype, dtype), size) for dtype, size in launch.results)
+        return replace(launch, results=results)
+
+    case = next(case for case in golden_cases.CASES if kind_of(network(case).config) == kind)
+    half = traced(case, SMALL, torch.float16)
+    assert traced(case, SMALL, torch.bfloat16) == [otherwise(launch) for launch in half]
+
+
 def test_nothing_but_the_picture_is_copied(case: str):
     """In colour it becomes channels-last, in grey its first features do; weights are smaller."""
     copied = [
-        launch.results[0][1] // 1024**2
-        for launch in launches(network(case), 1024, 1024)
+        launch.results[0][1] // LARGE**2
+        for launch in traced(case, LARGE)
         if launch.operator in ("clone", "contiguous", "copy_", "_to_copy") and launch.block is None
     ]
     config = network(case).config
     assert sum(copied) == (3 if config.in_chans == 3 else config.embed_dim)
 
 
-@parametrized
 def test_operations_are_those_that_torch_counts(case: str):
-    image = golden_cases.image(golden_cases.CASES[case])
-    found = launches(network(case), image.shape[2], image.shape[3])
+    picture = torch.zeros(1, network(case).config.in_chans, SMALL, SMALL)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        network(case)(image)
-    assert sum(launch.flops for launch in found) == counted.get_total_flops()
+        network(case)(picture)
+    assert sum(launch.flops for launch in traced(case, SMALL)) == counted.get_total_flops()
 
 
 def launch(*, moved: int, flops: int = 0, depthwise: bool = False) -> Launch:
