@@ -1,4 +1,4 @@
-"""The command `aethernet`: inspect, convert, upscale, verify, bench and doctor."""
+"""The command `aethernet`: demo, inspect, convert, release, upscale, verify, bench, doctor."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aether_converters.commands.arguments import (
     USUAL_FORMATS,
     USUAL_PRECISIONS,
     add_command,
+    card_options,
     checkpoint_options,
     integer,
     list_of,
@@ -28,6 +29,8 @@ from aether_converters.commands.arguments import (
     shard,
     size,
 )
+from aether_converters.commands.demo import add_demo
+from aether_converters.commands.release import add_release
 from aether_converters.commands.report_table import print_report
 from aether_converters.commands.terminal import (
     FAILED,
@@ -67,8 +70,10 @@ TERMINATED: Final = 143
 DESCRIPTION: Final = """\
 Load, convert and run AetherNet super-resolution models.
 
+  aethernet demo    out/                           try everything out with a sample model
   aethernet inspect model.pth                      what is this file?
   aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
+  aethernet release model.pth --out release/       the same, with all that is published with it
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
   aethernet bench   model.pth release/*            how fast are they here?
@@ -88,7 +93,8 @@ examples:
 
 CONVERT: Final = """\
 Convert a checkpoint to fused files for inference. Each file is read back from disk and compared
-with the original network before it gets its name; one that differs is not kept.
+with the original network before it gets its name; one that differs is not kept. report.html in the
+same folder shows what was measured.
 
 examples:
   aethernet convert model.pth                                everything, beside the model
@@ -119,6 +125,7 @@ examples:
 
 VERIFY: Final = """\
 Compare model files with the checkpoint they were made from, on built-in pictures and your own.
+report.html, beside the files, shows what was measured.
 
 examples:
   aethernet verify model.pth release/*
@@ -259,8 +266,9 @@ def _inspection_rows(info: CheckpointInfo) -> list[tuple[str, str]]:
 
 def _convert(options: argparse.Namespace) -> int:
     from aether_converters.conversion import convert
+    from aether_converters.model_card import ModelCard
 
-    steps = 2 + len(options.to) * len(options.precision)
+    steps = 2 + options.report + len(options.to) * len(options.precision)
     with progress("converting", steps, quiet=options.quiet) as advance:
         report = convert(
             options.model,
@@ -275,6 +283,9 @@ def _convert(options: argparse.Namespace) -> int:
             int8=_int8_options(options),
             engine=_engine_options(options),
             build_progress=advance.detail,
+            report=options.report,
+            pictures=options.pictures,
+            card=ModelCard(author=options.author, licence=options.licence),
             **options.constants,
         )
     return print_report(report, options, kept="written", dropped="not kept")
@@ -341,10 +352,23 @@ def _verify(options: argparse.Namespace) -> int:
             pictures=options.pictures,
             originals=options.originals,
             differences=options.differences,
+            report=_report_folder(options, files[0].parent),
             progress=advance,
             **options.constants,
         )
     return print_report(report, options, kept="passed", dropped="failed")
+
+
+def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
+    """Where the report goes, if anywhere: what was asked for, or beside the files."""
+    from aether_converters.report_files import why_no_report
+
+    if options.report is not None or not options.write_report:
+        return options.report
+    if reason := why_no_report(beside):
+        print(f"no report is written: {reason}; --report FOLDER names a place", file=sys.stderr)
+        return None
+    return beside
 
 
 def _upscale(options: argparse.Namespace) -> int:
@@ -511,6 +535,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
     commands = parser.add_subparsers(metavar="command", required=True)
 
+    add_demo(commands)
+
     inspect = add_command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
     inspect.add_argument(
         "models", nargs="+", type=Path, action=Files, metavar="model", help=CHECKPOINT
@@ -548,9 +574,27 @@ def _parser() -> argparse.ArgumentParser:
         help="the model's name in the file names (default: the model's own)",
     )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
+    convert.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="write no report.html and report.json",
+    )
+    convert.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders that the report shows (default: a bundled one)",
+    )
+    card_options(convert)
     _int8_arguments(convert)
     checkpoint_options(convert, strict=True)
     _engine_arguments(convert)
+
+    add_release(commands)
 
     upscale = add_command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
     upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx or .engine")
@@ -641,6 +685,16 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="write a picture of each difference, amplified 16 times",
+    )
+    where = verify.add_mutually_exclusive_group()
+    where.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="for report.html and report.json (default: beside the first file)",
+    )
+    where.add_argument(
+        "--no-report", dest="write_report", action="store_false", help="write no report"
     )
     checkpoint_options(verify)
 

@@ -39,6 +39,19 @@ def checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False
         )
 
 
+def card_options(command: argparse.ArgumentParser) -> None:
+    """Whose the model is."""
+    command.add_argument(
+        "--author", default="", help="of the model (default: what its file says, if anything)"
+    )
+    command.add_argument(
+        "--licence",
+        "--license",
+        default="",
+        help="by its SPDX identifier, such as CC-BY-4.0 (default: what its file says, if anything)",
+    )
+
+
 class _Constants(argparse.Action):
     """Collects every `--set` in one dictionary."""
 
