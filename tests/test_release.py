@@ -17,7 +17,7 @@ from aether_converters import demo as demonstration
 from aether_converters.cli import main
 from aether_converters.model_card import ModelCard, card_in, markdown_card
 from aether_converters.openmodeldb import TAGS, model_id, user_id
-from aether_converters.release import installed_formats, release
+from aether_converters.releasing import installed_formats, release
 from tests.tiny import tiny
 
 SAID = ModelCard(

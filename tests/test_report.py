@@ -28,7 +28,6 @@ from aether_converters.cli import main
 from aether_converters.conversion import Report
 from aether_converters.errors import ConversionError
 from aether_converters.exhibit import SHOWN, View, bicubic, exhibit_of, measure_speed
-from aether_converters.images import to_float
 from aether_converters.macs import module_macs, network_macs
 from aether_converters.model_card import ModelCard
 from aether_converters.proof import Pair
@@ -326,8 +325,7 @@ def test_the_part_with_the_most_detail_is_shown(rng: np.random.Generator):
 def test_bicubic_is_that_of_picture_editors(rng: np.random.Generator):
     pixels = rng.integers(80, 176, (24, 32, 3), np.uint8)  # they clip between rows and columns
     wanted = np.asarray(Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC))
-    planes: Any = pixels.transpose(2, 0, 1)[None]
-    image = to_float(planes)
+    image = np.asarray(np.moveaxis(pixels, 2, 0)[None] / 255, dtype=np.float32)
     found = bicubic(image, 3, 2)[0].transpose(1, 2, 0).clip(0, 1) * 255
     assert np.abs(found - wanted).max() < 1.5
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aether_converters import sample
 from aether_converters.conversion import Precision, Progress
 from aether_converters.model_card import ModelCard
 from aether_converters.quantising import Int8Options
-from aether_converters.release import NEEDED_BY, Release, release
+from aether_converters.releasing import NEEDED_BY, Release, release
 from aether_converters.report_files import PAGE
-from aether_converters.tensorrt_build import EngineOptions
+from aether_converters.tensorrt_build import BuildProgress, EngineOptions
 from aether_converters.upscalers import Format, open_upscaler
 from aether_converters.upscaling import PictureReport, TileOptions, plan_jobs, run_jobs
-
-if TYPE_CHECKING:
-    from aether_converters.tensorrt_build import BuildProgress
 
 FORMATS: Final[dict[Format, tuple[str, ...]]] = {**NEEDED_BY, "trt": ("tensorrt_rtx",)}
 """Modules of extras by format. TensorRT-RTX builds engines without a GPU, TensorRT does not."""

@@ -23,7 +23,7 @@ from aether_converters.commands.terminal import FAILED, print_json, progress
 from aether_converters.wildcards import Files
 
 if TYPE_CHECKING:
-    from aether_converters.release import Release
+    from aether_converters.releasing import Release
 
 RELEASE: Final = """\
 Make a folder to publish: the model in every format that the installed extras allow, each verified,
@@ -87,7 +87,7 @@ def _tags(text: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> int:
     """Release a model."""
     from aether_converters.model_card import ModelCard
-    from aether_converters.release import installed_formats, release
+    from aether_converters.releasing import installed_formats, release
 
     formats = options.to or installed_formats()
     steps = 4 + len(formats) * len(options.precision)

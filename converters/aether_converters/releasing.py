@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from typing_extensions import Unpack
@@ -32,13 +32,11 @@ from aether_converters.exhibit import Pixels
 from aether_converters.model_card import ModelCard, markdown_card
 from aether_converters.openmodeldb import TAGS, entry, model_id
 from aether_converters.plain_text import printable
+from aether_converters.quantising import Int8Options
 from aether_converters.report_files import FIGURES, PAGE
+from aether_converters.tensorrt_build import BuildProgress, EngineOptions
 from aether_converters.upscalers import Format
 from aether_spandrel.constants import Constants
-
-if TYPE_CHECKING:
-    from aether_converters.quantising import Int8Options
-    from aether_converters.tensorrt_build import BuildProgress, EngineOptions
 
 CARD: Final = "README.md"
 CHECKSUMS: Final = "SHA256SUMS"
