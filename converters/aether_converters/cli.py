@@ -340,9 +340,8 @@ def _verify(options: argparse.Namespace) -> int:
     from aether_converters.upscalers import SUFFIXES
 
     files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
-    for path in options.files:
-        if path not in files:
-            print(f"{path}: not a model file, left out", file=sys.stderr)
+    if others := [path.name for path in options.files if path not in files]:
+        print(f"left out, since they are no model files: {', '.join(others)}", file=sys.stderr)
     if not files:
         return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
