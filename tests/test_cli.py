@@ -239,7 +239,7 @@ def test_verify_compares_on_pictures_of_the_user_too(
     status, out, err = run(capsys, "verify", checkpoint, *files, "--pictures", photo)
     assert status == 0
     assert out.count("passed") == 2
-    assert err == f"{tmp_path / 'release' / 'notes.txt'}: not a model file, left out\n"
+    assert err == "left out, since they are no model files: notes.txt, report.html, report.json\n"
 
 
 def test_verify_fails_for_a_file_of_another_training(
@@ -264,7 +264,7 @@ def test_verify_fails_for_a_file_of_another_training(
         ),
         (
             ("verify", "no.pth", "no.txt"),
-            "no.txt: not a model file, left out\n"
+            "left out, since they are no model files: no.txt\n"
             "error: there is no model file to verify "
             "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine)\n",
         ),

@@ -1,4 +1,7 @@
-"""From a checkpoint to fused, verified artefacts: `convert` writes them, `verify` measures them."""
+"""From a checkpoint to fused, verified artefacts: `convert` writes them, `verify` measures them.
+
+`release` adds all that is published with them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
     )
+    from aether_converters.model_card import ModelCard
+    from aether_converters.releasing import release
     from aether_converters.upscalers import Upscaler, open_upscaler
     from aether_converters.verification import ArtefactReport
 
@@ -21,11 +26,13 @@ __all__ = [
     "ConversionError",
     "ImageError",
     "MissingExtraError",
+    "ModelCard",
     "ModelError",
     "Report",
     "Upscaler",
     "convert",
     "open_upscaler",
+    "release",
     "verify",
 ]
 
@@ -36,11 +43,13 @@ _HOMES: Final = {
     "ConversionError": "aether_converters.errors",
     "ImageError": "aether_converters.errors",
     "MissingExtraError": "aether_converters.errors",
+    "ModelCard": "aether_converters.model_card",
     "ModelError": "aether_converters.errors",
     "Report": "aether_converters.conversion",
     "Upscaler": "aether_converters.upscalers",
     "convert": "aether_converters.conversion",
     "open_upscaler": "aether_converters.upscalers",
+    "release": "aether_converters.releasing",
     "verify": "aether_converters.conversion",
 }
 

@@ -1,19 +1,47 @@
-"""The command `aethernet`: inspect, convert, upscale, verify, bench and doctor."""
+"""The command `aethernet`: demo, inspect, convert, release, upscale, verify, bench, doctor."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from aether_converters.commands.arguments import (
+    CHECKPOINT,
+    FORMATS,
+    PRECISIONS,
+    USUAL_FORMATS,
+    USUAL_PRECISIONS,
+    add_command,
+    card_options,
+    checkpoint_options,
+    integer,
+    list_of,
+    name_part,
+    positive,
+    shape,
+    shard,
+    size,
+)
+from aether_converters.commands.demo import add_demo
+from aether_converters.commands.release import add_release
+from aether_converters.commands.report_table import print_report
+from aether_converters.commands.terminal import (
+    FAILED,
+    console,
+    fail,
+    picture_progress,
+    print_json,
+    progress,
+    rich_module,
+    table_of,
+)
 from aether_converters.providers import PROVIDERS
 from aether_converters.tensorrt_backend import BACKENDS, COMPUTE_CAPABILITIES
 from aether_converters.tensorrt_build import CAPABILITIES, HARDWARE
@@ -22,35 +50,30 @@ from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
     from aether_converters.benchmark import Benchmark
-    from aether_converters.conversion import Report
     from aether_converters.providers import ProviderOptions
     from aether_converters.quantising import Int8Options
     from aether_converters.tensorrt_build import EngineOptions
-    from aether_converters.upscaling import Job, PictureReport
-    from aether_converters.verification import ArtefactReport
+    from aether_converters.upscaling import PictureReport
     from aether_spandrel.inspection import CheckpointInfo
 
 # Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
 # answers at once and `inspect` needs no extra.
 
-FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
-USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")
-PRECISIONS: Final = ("fp32", "fp16", "int8")
-USUAL_PRECISIONS: Final = ("fp32", "fp16")
 INT8_TARGETS: Final = ("tensorrt", "cpu")
 CALIBRATION_METHODS: Final = ("mse", "percentile", "minmax")
 COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
 
-FAILED: Final = 1
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 
 DESCRIPTION: Final = """\
 Load, convert and run AetherNet super-resolution models.
 
+  aethernet demo    out/                           try everything out with a sample model
   aethernet inspect model.pth                      what is this file?
   aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
+  aethernet release model.pth --out release/       the same, with all that is published with it
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
   aethernet bench   model.pth release/*            how fast are they here?
@@ -70,7 +93,8 @@ examples:
 
 CONVERT: Final = """\
 Convert a checkpoint to fused files for inference. Each file is read back from disk and compared
-with the original network before it gets its name; one that differs is not kept.
+with the original network before it gets its name; one that differs is not kept. report.html in the
+same folder shows what was measured.
 
 examples:
   aethernet convert model.pth                                everything, beside the model
@@ -101,6 +125,7 @@ examples:
 
 VERIFY: Final = """\
 Compare model files with the checkpoint they were made from, on built-in pictures and your own.
+report.html, beside the files, shows what was measured.
 
 examples:
   aethernet verify model.pth release/*
@@ -140,12 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except AetherError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt as interruption:
-        _fail("interrupted; no unfinished file was left")
+        fail("interrupted; no unfinished file was left")
         return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
     except MemoryError:
-        return _fail("memory ran out\n  next      close other programs, or try a smaller --tile")
+        return fail("memory ran out\n  next      close other programs, or try a smaller --tile")
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain about it while exiting.
         sys.stderr.close()
@@ -153,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  a defect of ours: one line for users
         if options.debug:
             traceback.print_exc()
-        return _fail(
+        return fail(
             f"unexpected {type(error).__name__}: {error}\n"
             "  next      run it again with --debug in front, and report the output"
         )
@@ -161,11 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
-
-
-def _fail(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
-    return FAILED
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -191,14 +211,14 @@ def _inspect(options: argparse.Namespace) -> int:
         except AetherError as error:
             failures.append(error)
     if options.json:
-        _print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
+        print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
     else:
         for path, rows in tables:
             print(path)
             for name, text in rows:
                 print(f"  {name:<11}{text}")
     for error in failures:
-        _fail(str(error))
+        fail(str(error))
     return FAILED if failures else 0
 
 
@@ -246,9 +266,10 @@ def _inspection_rows(info: CheckpointInfo) -> list[tuple[str, str]]:
 
 def _convert(options: argparse.Namespace) -> int:
     from aether_converters.conversion import convert
+    from aether_converters.model_card import ModelCard
 
-    steps = 2 + len(options.to) * len(options.precision)
-    with _progress("converting", steps, quiet=options.quiet) as advance:
+    steps = 2 + options.report + len(options.to) * len(options.precision)
+    with progress("converting", steps, quiet=options.quiet) as advance:
         report = convert(
             options.model,
             options.out,
@@ -262,9 +283,12 @@ def _convert(options: argparse.Namespace) -> int:
             int8=_int8_options(options),
             engine=_engine_options(options),
             build_progress=advance.detail,
+            report=options.report,
+            pictures=options.pictures,
+            card=ModelCard(author=options.author, licence=options.licence),
             **options.constants,
         )
-    return _print_report(report, options, kept="written", dropped="not kept")
+    return print_report(report, options, kept="written", dropped="not kept")
 
 
 def _int8_options(options: argparse.Namespace) -> Int8Options | None:
@@ -316,22 +340,34 @@ def _verify(options: argparse.Namespace) -> int:
     from aether_converters.upscalers import SUFFIXES
 
     files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
-    for path in options.files:
-        if path not in files:
-            print(f"{path}: not a model file, left out", file=sys.stderr)
+    if others := [path.name for path in options.files if path not in files]:
+        print(f"left out, since they are no model files: {', '.join(others)}", file=sys.stderr)
     if not files:
-        return _fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
-    with _progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
+        return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+    with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
         report = verify(
             options.model,
             files,
             pictures=options.pictures,
             originals=options.originals,
             differences=options.differences,
+            report=_report_folder(options, files[0].parent),
             progress=advance,
             **options.constants,
         )
-    return _print_report(report, options, kept="passed", dropped="failed")
+    return print_report(report, options, kept="passed", dropped="failed")
+
+
+def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
+    """Where the report goes, if anywhere: what was asked for, or beside the files."""
+    from aether_converters.report_files import why_no_report
+
+    if options.report is not None or not options.write_report:
+        return options.report
+    if reason := why_no_report(beside):
+        print(f"no report is written: {reason}; --report FOLDER names a place", file=sys.stderr)
+        return None
+    return beside
 
 
 def _upscale(options: argparse.Namespace) -> int:
@@ -362,7 +398,7 @@ def _upscale(options: argparse.Namespace) -> int:
     )
     part, parts = options.shard
     jobs = jobs[part - 1 :: parts]
-    with _picture_progress(len(jobs), quiet=options.quiet) as (on_picture, on_pixels):
+    with picture_progress(len(jobs), quiet=options.quiet) as (on_picture, on_pixels):
         reports = list(
             run_jobs(
                 jobs,
@@ -376,7 +412,7 @@ def _upscale(options: argparse.Namespace) -> int:
         )
     failed = [report for report in reports if report.outcome == "failed"]
     if options.json:
-        _print_json([report.as_dict() for report in reports])
+        print_json([report.as_dict() for report in reports])
     else:
         for report in reports:
             _print_picture(report)
@@ -396,7 +432,7 @@ def _provider_options(options: argparse.Namespace) -> ProviderOptions:
 
 def _print_picture(report: PictureReport) -> None:
     if report.outcome == "failed":
-        _fail("\n".join(report.notes))
+        fail("\n".join(report.notes))
         return
     facts = report.outcome
     if report.size is not None:
@@ -406,122 +442,10 @@ def _print_picture(report: PictureReport) -> None:
     print(f"{report.target}: {'; '.join([facts, *report.notes])}")
 
 
-def _print_report(report: Report, options: argparse.Namespace, *, kept: str, dropped: str) -> int:
-    if options.json:
-        _print_json(report.as_dict())
-    else:
-        escape: Any = _rich("markup").escape
-        # A long folder would fold every row of a narrow terminal, so one folder is said once.
-        folders = {artefact.path.parent for artefact in report.artefacts}
-        together = len(folders) == 1
-        place = f", in {next(iter(folders))}" if together else ""
-        table = _table(f"compared with {report.source.path.name}{place}", REPORT_COLUMNS)
-        for artefact in report.artefacts:
-            table.add_row(
-                escape(artefact.path.name if together else str(artefact.path)),
-                f"{artefact.bytes / 2**20:.2f} MiB",
-                *_comparison(artefact),
-                f"[bold]{dropped}[/]" if artefact.problem else kept,
-            )
-        _console(sys.stdout).print(table)
-        _print_quantisation(report)
-        for warning in report.source.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    for artefact in report.artefacts:
-        if artefact.problem:
-            _fail(f"{artefact.path}: {dropped}: {artefact.problem}")
-        if artefact.not_run:
-            print(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}", file=sys.stderr)
-    return FAILED if report.failed else 0
-
-
-def _comparison(artefact: ArtefactReport) -> tuple[str, str, str]:
-    """Largest difference, PSNR and limit, as far as it was run."""
-    if artefact.not_run:
-        return "-", "-", "not run here"
-    return (
-        f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
-        f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
-        artefact.limit,
-    )
-
-
-def _print_quantisation(report: Report) -> None:
-    """What is in int8, and what each layer costs where that was measured."""
-    for artefact in report.artefacts:
-        if "int8_share" in artefact.details:
-            print(
-                f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
-                f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
-            )
-        for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
-            if name in artefact.details:
-                print(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
-    _print_proofs(report)
-    for target, costs in report.costs.items():
-        table = _table(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
-        total = sum(cost.macs for cost in costs)
-        for cost in sorted(costs, key=lambda cost: -cost.loss):
-            table.add_row(
-                cost.layer,
-                f"{cost.macs / total:.2%}",
-                f"{cost.loss:.4f} dB",
-                "int8" if cost.quantised else "float",
-            )
-        _console(sys.stdout).print(table)
-
-
-def _print_proofs(report: Report) -> None:
-    """How each file upscales the pictures that were given."""
-    proofs = [(a.path.name, proof) for a in report.artefacts for proof in a.pictures]
-    if not proofs:
-        return
-    escape: Any = _rich("markup").escape
-    table = _table("picture by picture", PROOF_COLUMNS)
-    for name, proof in proofs:
-        table.add_row(
-            escape(name),
-            escape(proof.picture),
-            "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
-            f"{proof.ssim:.4f}",
-            "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
-            "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
-            "-" if proof.loss is None else f"{proof.loss:.3f} dB",
-        )
-    _console(sys.stdout).print(table)
-
-
-PROOF_COLUMNS: Final = (
-    ("file", "left"),
-    ("picture", "left"),
-    ("PSNR to source", "right"),
-    ("SSIM to source", "right"),
-    ("to original", "right"),
-    ("SSIM", "right"),
-    ("loss", "right"),
-)
-
-COST_COLUMNS: Final = (
-    ("layer", "left"),
-    ("of all MACs", "right"),
-    ("loss of PSNR", "right"),
-    ("kept in", "left"),
-)
-
-REPORT_COLUMNS: Final = (
-    ("file", "left"),
-    ("size", "right"),
-    ("max diff", "right"),
-    ("PSNR", "right"),
-    ("limit", "left"),
-    ("result", "left"),
-)
-
-
 def _bench(options: argparse.Namespace) -> int:
     from aether_converters.benchmark import benchmark
 
-    with _progress("measuring", len(options.size), quiet=options.quiet) as advance:
+    with progress("measuring", len(options.size), quiet=options.quiet) as advance:
         found = benchmark(
             options.files,
             sizes=options.size,
@@ -533,7 +457,7 @@ def _bench(options: argparse.Namespace) -> int:
             progress=advance,
         )
     if options.json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
         _print_benchmark(found)
     return 0
@@ -542,8 +466,8 @@ def _bench(options: argparse.Namespace) -> int:
 def _print_benchmark(found: Benchmark) -> None:
     from aether_converters.benchmark import size_in_words
 
-    escape: Any = _rich("markup").escape
-    table = _table(found.machine.in_words(), BENCHMARK_COLUMNS)
+    escape: Any = rich_module("markup").escape
+    table = table_of(found.machine.in_words(), BENCHMARK_COLUMNS)
     size = None
     for row in found.measurements:
         if size not in (None, row.size):
@@ -563,7 +487,7 @@ def _print_benchmark(found: Benchmark) -> None:
             f"{row.megapixels_per_second:.2f}",
             "-" if row.memory is None else f"{row.memory / 2**20:.0f} MiB",
         )
-    _console(sys.stdout).print(table)
+    console(sys.stdout).print(table)
 
 
 BENCHMARK_COLUMNS: Final = (
@@ -586,7 +510,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     diagnosis = diagnose(options.files, options.look_in)
     if options.json:
-        _print_json(diagnosis.as_dict())
+        print_json(diagnosis.as_dict())
         return FAILED if diagnosis.problems else 0
     for section in diagnosis.sections:
         print(section.title)
@@ -600,100 +524,6 @@ def _doctor(options: argparse.Namespace) -> int:
     return FAILED if count else 0
 
 
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, default=str))
-
-
-def _rich(module: str) -> Any:
-    """A module of rich, which only commands with progress bars and tables need."""
-    from aether_converters.errors import require
-
-    return require(f"rich.{module}")
-
-
-def _table(title: str, columns: Sequence[tuple[str, str]]) -> Any:
-    """An empty table of named columns, each with its justification."""
-    table = _rich("table").Table(title=_rich("markup").escape(title), title_justify="left")
-    for column, justify in columns:
-        table.add_column(column, justify=justify, overflow="fold")
-    return table
-
-
-def _console(stream: Any) -> Any:
-    # Where nobody looks, in a pipe or a log, a table must not be squeezed into 80 columns.
-    return _rich("console").Console(file=stream, width=None if stream.isatty() else 160)
-
-
-@contextmanager
-def _progress(title: str, steps: int, *, quiet: bool) -> Generator[_Steps]:
-    """A progress bar on stderr that moves on with each step that is named."""
-    rich: Any = _rich("progress")
-    bar = rich.Progress(
-        rich.SpinnerColumn(),
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        console=_console(sys.stderr),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
-        yield _Steps(bar, title, bar.add_task(title, total=steps))
-
-
-class _Steps:
-    """Moves a progress bar on with each step that is named."""
-
-    def __init__(self, bar: Any, title: str, task: Any) -> None:
-        self._bar = bar
-        self._title = title
-        self._task = task
-        self._step = ""
-
-    def __call__(self, step: str) -> None:
-        started = bool(self._step)
-        self._step = f"{self._title}: {step}"
-        self._bar.update(self._task, advance=1 if started else 0, description=self._step)
-
-    def detail(self, part: str, done: int, total: int) -> None:
-        """Say how far a part of the step is."""
-        self._bar.update(self._task, description=f"{self._step}, {part} {done}/{total}")
-
-
-@contextmanager
-def _picture_progress(
-    pictures: int, *, quiet: bool
-) -> Generator[tuple[Callable[[Job], None], Callable[[int, int], None]]]:
-    """Progress bars on stderr for all pictures and for the current one."""
-    rich: Any = _rich("progress")
-    bar = rich.Progress(
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.TaskProgressColumn(),
-        rich.TimeRemainingColumn(elapsed_when_finished=True),
-        console=_console(sys.stderr),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
-        overall = bar.add_task("pictures", total=pictures)
-        current = bar.add_task("", total=None)
-        begun = 0
-
-        def on_picture(job: Job) -> None:
-            nonlocal begun
-            begun += 1
-            title = f"picture {begun} of {pictures}"
-            bar.update(overall, completed=begun - 1, description=title)
-            bar.update(current, completed=0, total=None, description=job.source.name)
-
-        def on_pixels(done: int, total: int) -> None:
-            bar.update(current, completed=done, total=total)
-
-        yield on_picture, on_pixels
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aethernet",
@@ -704,46 +534,68 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    inspect = _command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
+    add_demo(commands)
+
+    inspect = add_command(commands, "inspect", _inspect, "say what a checkpoint is", INSPECT)
     inspect.add_argument(
         "models", nargs="+", type=Path, action=Files, metavar="model", help=CHECKPOINT
     )
-    _checkpoint_options(inspect, strict=True)
+    checkpoint_options(inspect, strict=True)
 
-    convert = _command(
+    convert = add_command(
         commands, "convert", _convert, "make fused .pth, .safetensors and .onnx files", CONVERT
     )
     convert.add_argument("model", type=Path, help=CHECKPOINT)
     convert.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
     convert.add_argument(
         "--to",
-        type=_list_of(FORMATS),
+        type=list_of(FORMATS),
         default=list(USUAL_FORMATS),
         metavar="FORMATS",
         help=f"comma-separated, of {', '.join(FORMATS)} (default: all but trt)",
     )
     convert.add_argument(
         "--precision",
-        type=_list_of(PRECISIONS),
+        type=list_of(PRECISIONS),
         default=list(USUAL_PRECISIONS),
         metavar="PRECISIONS",
         help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
     )
     convert.add_argument(
         "--shape",
-        type=_shape,
+        type=shape,
         metavar="NxCxHxW",
         help="write ONNX and engines for this input alone, such as 1x3x720x1280 (default: any)",
     )
     convert.add_argument(
-        "--name", type=_name, help="the model's name in the file names (default: the model's own)"
+        "--name",
+        type=name_part,
+        help="the model's name in the file names (default: the model's own)",
     )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
+    convert.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="write no report.html and report.json",
+    )
+    convert.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders that the report shows (default: a bundled one)",
+    )
+    card_options(convert)
     _int8_arguments(convert)
-    _checkpoint_options(convert, strict=True)
+    checkpoint_options(convert, strict=True)
     _engine_arguments(convert)
 
-    upscale = _command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
+    add_release(commands)
+
+    upscale = add_command(commands, "upscale", _upscale, "enlarge pictures", UPSCALE)
     upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx or .engine")
     upscale.add_argument(
         "pictures",
@@ -767,26 +619,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     upscale.add_argument(
         "--quality",
-        type=_integer(1, 100),
+        type=integer(1, 100),
         default=95,
         metavar="1-100",
         help="of JPEG and WebP; WebP is lossless at 100 (default: 95)",
     )
     upscale.add_argument(
         "--tile",
-        type=_integer(1, 2**16),
+        type=integer(1, 2**16),
         metavar="PX",
         help="side of a tile (default: from --memory)",
     )
     upscale.add_argument(
         "--overlap",
-        type=_integer(0, 2**14),
+        type=integer(0, 2**14),
         metavar="PX",
         help="that tiles see beyond their part (default: all that the result can depend on)",
     )
     upscale.add_argument(
         "--memory",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="GIB",
         help="that one tile may take (default: 1)",
@@ -797,7 +649,7 @@ def _parser() -> argparse.ArgumentParser:
     _provider_arguments(upscale)
     upscale.add_argument(
         "--shard",
-        type=_shard,
+        type=shard,
         default=(1, 1),
         metavar="I/N",
         help="only every N-th picture from the I-th on, such as 3/16, to share a folder among "
@@ -805,9 +657,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     upscale.add_argument("--recursive", action="store_true", help="enter folders within folders")
     upscale.add_argument("--force", action="store_true", help="replace pictures that exist")
-    _checkpoint_options(upscale)
+    checkpoint_options(upscale)
 
-    verify = _command(commands, "verify", _verify, "compare files with their source", VERIFY)
+    verify = add_command(commands, "verify", _verify, "compare files with their source", VERIFY)
     verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
     verify.add_argument(
         "files", nargs="+", type=Path, action=Files, metavar="file", help="what was made of it"
@@ -833,9 +685,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="write a picture of each difference, amplified 16 times",
     )
-    _checkpoint_options(verify)
+    where = verify.add_mutually_exclusive_group()
+    where.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="for report.html and report.json (default: beside the first file)",
+    )
+    where.add_argument(
+        "--no-report", dest="write_report", action="store_false", help="write no report"
+    )
+    checkpoint_options(verify)
 
-    bench = _command(commands, "bench", _bench, "measure how fast files are here", BENCH)
+    bench = add_command(commands, "bench", _bench, "measure how fast files are here", BENCH)
     bench.add_argument(
         "files",
         nargs="+",
@@ -847,32 +709,32 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--size",
         nargs="+",
-        type=_size,
+        type=size,
         default=[(128, 128), (256, 256)],
         metavar="PX",
         help="of the input: the side of a square, or HxW (default: 128 256)",
     )
-    bench.add_argument("--threads", type=_integer(1, 1024), metavar="N", help="default: PyTorch's")
+    bench.add_argument("--threads", type=integer(1, 1024), metavar="N", help="default: PyTorch's")
     bench.add_argument(
         "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
     )
     _provider_arguments(bench)
     bench.add_argument(
         "--dtype",
-        type=_list_of(COMPUTED_IN),
+        type=list_of(COMPUTED_IN),
         metavar="DTYPES",
         help=f"for .pth and .safetensors: comma-separated, of {', '.join(COMPUTED_IN)} "
         "(default: fp32)",
     )
     bench.add_argument(
         "--seconds",
-        type=_positive,
+        type=positive,
         default=2.0,
         metavar="S",
         help="for each file at each size, and no less than three runs (default: 2)",
     )
 
-    doctor = _command(
+    doctor = add_command(
         commands, "doctor", _doctor, "say what works here and what is missing", DOCTOR
     )
     doctor.add_argument(
@@ -904,7 +766,7 @@ def _engine_arguments(command: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(
             name,
-            type=_shape,
+            type=shape,
             action="append",
             default=[],
             metavar="NxCxHxW",
@@ -912,7 +774,7 @@ def _engine_arguments(command: argparse.ArgumentParser) -> None:
         )
     group.add_argument(
         "--workspace",
-        type=_positive,
+        type=positive,
         metavar="GIB",
         help="GPU memory for one layer beside its tensors (default: all)",
     )
@@ -935,7 +797,7 @@ def _engine_arguments(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--compute-capability",
-        type=_list_of(tuple(COMPUTE_CAPABILITIES)),
+        type=list_of(tuple(COMPUTE_CAPABILITIES)),
         default=[],
         metavar="LIST",
         help="GPUs that are to run it, comma-separated, of "
@@ -972,7 +834,7 @@ def _int8_arguments(convert: argparse.ArgumentParser) -> None:
     group = convert.add_argument_group("int8")
     group.add_argument(
         "--int8-target",
-        type=_list_of(INT8_TARGETS),
+        type=list_of(INT8_TARGETS),
         default=["tensorrt"],
         metavar="TARGETS",
         help="who will run it, a file for each: comma-separated, of tensorrt (symmetric int8) and "
@@ -1011,129 +873,7 @@ def _int8_arguments(convert: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-loss",
-        type=_positive,
+        type=positive,
         metavar="DB",
         help="keep layers float until the loss is at most this, such as 0.02",
     )
-
-
-CHECKPOINT: Final = ".pth, .pt, .ckpt, .safetensors or .index.json checkpoint"
-
-
-def _checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False) -> None:
-    """Options of the commands that read a checkpoint."""
-    command.add_argument(
-        "--set",
-        dest="constants",
-        type=_constant,
-        action=_Constants,
-        default={},
-        metavar="NAME=VALUE",
-        help="a value that no tensor carries, such as res_scale=0.15; `inspect` lists them",
-    )
-    if strict:
-        command.add_argument(
-            "--strict", action="store_true", help="fail where `inspect` would print a warning"
-        )
-
-
-class _Constants(argparse.Action):
-    """Collects every `--set` in one dictionary."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        name, value = values
-        namespace.constants = {**namespace.constants, name: value}
-
-
-def _constant(text: str) -> tuple[str, float | str]:
-    name, separator, value = (part.strip() for part in text.partition("="))
-    if not (name and separator and value):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form res_scale=0.15 (NAME=VALUE)")
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
-
-
-def _command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-    description: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, for scripts")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _list_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        values = [part.strip().lower() for part in text.split(",") if part.strip()]
-        unknown = [value for value in values if value not in choices]
-        if unknown or not values:
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(choices)}"
-            )
-        return list(dict.fromkeys(values))
-
-    return parse
-
-
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form 3/16, from 1/16 to 16/16")
-    return int(part), int(parts)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 2**20:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form 1x3x720x1280 (NxCxHxW)")
-    return tuple(int(part) for part in parts)
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form 128 or 720x1280 (HxW)")
-    return int(parts[0]), int(parts[-1])
-
-
-def _name(text: str) -> str:
-    if not text or text != Path(text).name or set(text) & set('\\/:*?"<>|'):
-        raise argparse.ArgumentTypeError(f"{text} cannot be part of a file name")
-    return text

@@ -9,7 +9,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +23,19 @@ from typing_extensions import Unpack
 from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.engine_files import write_engine
 from aether_converters.errors import ConversionError, require
+from aether_converters.exhibit import (
+    MOST_SCENES,
+    Exhibit,
+    SceneViews,
+    exhibit_of,
+)
+from aether_converters.macs import network_macs
+from aether_converters.model_card import ModelCard, card_in
 from aether_converters.proof import Pair, prove
 from aether_converters.quantisation import TARGETS, QuantisationPlan, Target, simulate
 from aether_converters.quantising import Int8Options, Quantised, quantise_network
+from aether_converters.report_files import PAGE, refuse_other_report, write_report
+from aether_converters.sample import PICTURE
 from aether_converters.sensitivity import Cost
 from aether_converters.tensorrt_backend import load_backend
 from aether_converters.tensorrt_build import BuildProgress, EngineOptions
@@ -47,6 +57,7 @@ from aether_spandrel.publishing import fused_state_dict
 FloatPrecision = Literal["fp32", "fp16"]
 Precision = Literal["fp32", "fp16", "int8"]
 USUAL_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
+COUNTED_SIDE: Final = 256  # px, of the input for which a report states multiply-accumulates
 CHECKED_SIDE: Final = 64  # px, of the input for which multiply-accumulates are counted
 Shape = tuple[int, int, int, int]
 Progress = Callable[[str], None]
@@ -68,12 +79,14 @@ class Source:
         sha256: Of the file, in hexadecimal.
         checkpoint: As read.
         network: As inferred, in the form and dtype in which it is stored.
+        card: Whose it is, as far as the file or its user says so.
     """
 
     path: Path
     sha256: str
     checkpoint: Checkpoint = field(repr=False)
     network: Network
+    card: ModelCard = field(default_factory=ModelCard)
 
     @cached_property
     def fused(self) -> Network:
@@ -90,6 +103,35 @@ class Source:
         """Facts about the file."""
         return describe_network(self.checkpoint, self.network)
 
+    @cached_property
+    def effort(self) -> Effort:
+        """What the fused network has to compute."""
+        config = self.fused.config
+        size = (COUNTED_SIDE, COUNTED_SIDE)
+        return Effort(
+            macs=network_macs(config, size),
+            size=size,
+            receptive_radius=config.receptive_radius,
+            global_context=config.global_context,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What a network has to compute.
+
+    Attributes:
+        macs: Multiply-accumulates for an input of `size`.
+        size: (H, W) in px.
+        receptive_radius: Input px in each direction that an output pixel can depend on.
+        global_context: Whether it depends on the whole picture beyond that.
+    """
+
+    macs: int
+    size: tuple[int, int]
+    receptive_radius: int
+    global_context: bool
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -98,15 +140,23 @@ class Report:
     An artefact that could not be run where it was made has neither passed nor failed.
 
     Attributes:
+        kind: Whether the artefacts were made, or only compared.
         source: The checkpoint.
         source_sha256: Of its file, in hexadecimal.
+        card: Whose it is, as far as anybody said so.
+        effort: What it has to compute.
         artefacts: What was measured of each.
+        scenes: What the source makes of the parts of pictures that a report shows.
         costs: By int8 target, what each layer costs, where that was asked for.
     """
 
+    kind: Literal["conversion", "verification"]
     source: CheckpointInfo
     source_sha256: str
+    card: ModelCard
+    effort: Effort
     artefacts: tuple[ArtefactReport, ...]
+    scenes: tuple[SceneViews, ...] = ()
     costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict[str, tuple[Cost, ...]])
 
     @property
@@ -122,8 +172,12 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """The report as JSON-ready values."""
         return {
+            "kind": self.kind,
             "passed": self.passed,
             "source": {**self.source.as_dict(), "sha256": self.source_sha256},
+            "card": self.card.as_dict(),
+            "effort": asdict(self.effort),
+            "scenes": [scene.as_dict() for scene in self.scenes],
             "artefacts": [artefact.as_dict() for artefact in self.artefacts],
             "sensitivity": {
                 target: [cost.as_dict() for cost in costs] for target, costs in self.costs.items()
@@ -152,6 +206,7 @@ def read_source(path: str | Path, **constants: Unpack[Constants]) -> Source:
         sha256=digest.hexdigest(),
         checkpoint=checkpoint,
         network=read_network(checkpoint, **constants),
+        card=card_in(checkpoint.metadata),
     )
 
 
@@ -169,6 +224,9 @@ def convert(
     int8: Int8Options | None = None,
     engine: EngineOptions | None = None,
     build_progress: BuildProgress | None = None,
+    report: bool = False,
+    pictures: Sequence[str | Path] = (),
+    card: ModelCard | None = None,
     **constants: Unpack[Constants],
 ) -> Report:
     """Convert a checkpoint to fused artefacts, each compared with the source before it appears.
@@ -189,6 +247,10 @@ def convert(
         int8: How the network becomes int8, if `precision` names it.
         engine: What a TensorRT engine is to be, if `to` names `trt`.
         build_progress: Called while an engine is built; see `build_plan`.
+        report: Write `report.html` and `report.json` into `out` too, with parts of pictures and
+            speed. A report is replaced by a newer one.
+        pictures: Picture files and folders that the report shows; by default a bundled one.
+        card: Whose the model is; what it leaves open is taken from the source's metadata.
         **constants: Values that no tensor carries, such as `res_scale=0.15`; see
             `aether_spandrel.load`. They become part of the weights.
 
@@ -206,6 +268,7 @@ def convert(
     say = progress or _silent
     say("reading the checkpoint")
     origin = read_source(source, **constants)
+    origin = replace(origin, card=(card or ModelCard()).or_else(origin.card))
     if strict:
         origin.info.refuse_doubts()
     if engine is not None and "trt" not in to:
@@ -230,12 +293,15 @@ def convert(
                 advice="choose another folder with --out, or another --name",
             )
         refuse_existing(target, force=force)
+    if report:
+        refuse_other_report(folder, force=force)
     if "onnx" in to or engine is not None:
         require("onnx")
         require("onnxruntime")
     _check_shape(origin, shape)
+    exhibit = _exhibit(origin, _shown_pairs(origin, pictures)) if report else None
     say("running the source network")
-    reference = Reference(origin.network, path=origin.path)
+    reference = Reference(origin.network, path=origin.path, exhibit=exhibit)
 
     @functools.cache
     def quantised(runner: Target) -> Quantised:
@@ -252,7 +318,7 @@ def convert(
         if runner is None:
             return reference
         made = quantised(runner)
-        return _as_trained(origin, made.network, made.plan) or reference
+        return _as_trained(origin, made.network, made.plan, exhibit) or reference
 
     artefacts: list[ArtefactReport] = []
     for target, variant in targets.items():
@@ -280,11 +346,38 @@ def convert(
             written = _with_quantisation(written, variant.target, made)
         artefacts.append(written)
     runners = dict.fromkeys(v.target for v in variants if v.target is not None)
-    return Report(
+    found = Report(
+        kind="conversion",
         source=origin.info,
         source_sha256=origin.sha256,
+        card=origin.card,
+        effort=origin.effort,
         artefacts=tuple(artefacts),
+        scenes=reference.scene_views,
         costs={runner: costs for runner in runners if (costs := quantised(runner).costs)},
+    )
+    if report:
+        say(PAGE)
+        write_report(found, folder, force=force)
+    return found
+
+
+def _exhibit(source: Source, pairs: Sequence[Pair]) -> Exhibit:
+    effort = source.effort
+    pixels = effort.size[0] * effort.size[1]
+    return exhibit_of(pairs, source.network.config.scale, effort.macs / pixels)
+
+
+def _shown_pairs(source: Source, pictures: Sequence[str | Path]) -> list[Pair]:
+    """What a report shows; nothing of a network that maps no pictures to pictures."""
+    from aether_converters.upscaling import PICTURE_CHANNELS, comparison_pairs
+
+    config = source.network.config
+    channels = (config.in_chans, config.out_chans)
+    if channels not in PICTURE_CHANNELS:
+        return []
+    return comparison_pairs(
+        pictures or [PICTURE], None, channels=channels, scale=config.scale, most=MOST_SCENES
     )
 
 
@@ -421,6 +514,7 @@ def verify(
     pictures: Sequence[str | Path] = (),
     originals: str | Path | None = None,
     differences: str | Path | None = None,
+    report: str | Path | None = None,
     progress: Progress | None = None,
     **constants: Unpack[Constants],
 ) -> Report:
@@ -432,6 +526,7 @@ def verify(
         pictures: Picture files and folders to compare on, beside the built-in pictures.
         originals: Folder with what the pictures should become, under the same names.
         differences: Folder for a picture of each difference, amplified.
+        report: Folder for `report.html` and `report.json`, with parts of the pictures and speed.
         progress: Called with a few words before each step.
         **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
 
@@ -462,23 +557,40 @@ def verify(
         raise ConversionError(
             "there are no pictures to compare on", advice="name them with --pictures"
         )
-    reference = Reference(origin.network, [pair.image for pair in pairs], path=origin.path)
+    exhibit = None
+    if report is not None:
+        refuse_other_report(Path(report), force=False)
+        exhibit = _exhibit(origin, pairs or _shown_pairs(origin, ()))
+    reference = Reference(
+        origin.network, [pair.image for pair in pairs], path=origin.path, exhibit=exhibit
+    )
     expected = [reference.run(pair.image) for pair in pairs]
-    found: list[ArtefactReport] = []
+    artefact_reports: list[ArtefactReport] = []
     for artefact in map(Path, artefacts):
         say(artefact.name)
         upscaler = open_upscaler(artefact)
-        report = verify_artefact(upscaler, _trained_for(upscaler, origin) or reference)
+        figures = verify_artefact(upscaler, _trained_for(upscaler, origin, exhibit) or reference)
         if upscaler.format == "onnx" and upscaler.precision == "int8":
-            report = replace(report, details={**report.details, **_checked_integers(upscaler)})
-        if upscaler.fixed_size is None and not report.not_run:
+            figures = replace(figures, details={**figures.details, **_checked_integers(upscaler)})
+        if upscaler.fixed_size is None and not figures.not_run:
             places = _difference_places(differences, artefact)
-            report = replace(report, pictures=prove(upscaler.run, pairs, expected, places))
-        found.append(report)
-    return Report(source=origin.info, source_sha256=origin.sha256, artefacts=tuple(found))
+            figures = replace(figures, pictures=prove(upscaler.run, pairs, expected, places))
+        artefact_reports.append(figures)
+    found = Report(
+        kind="verification",
+        source=origin.info,
+        source_sha256=origin.sha256,
+        card=origin.card,
+        effort=origin.effort,
+        artefacts=tuple(artefact_reports),
+        scenes=reference.scene_views,
+    )
+    if report is not None:
+        write_report(found, Path(report), force=False)
+    return found
 
 
-def _trained_for(upscaler: Upscaler, origin: Source) -> Reference | None:
+def _trained_for(upscaler: Upscaler, origin: Source, exhibit: Exhibit | None) -> Reference | None:
     """What an int8 file of ours with the ranges of its training is compared with, as on writing."""
     if upscaler.format != "onnx" or upscaler.precision != "int8":
         return None
@@ -491,14 +603,17 @@ def _trained_for(upscaler: Upscaler, origin: Source) -> Reference | None:
     if target is None or not origin.network.ranges.usable or not layers:
         return None
     made = quantise_network(origin.network, target, Int8Options(everything=True))
-    return _as_trained(origin, made.network, made.plan.only(layers))
+    return _as_trained(origin, made.network, made.plan.only(layers), exhibit)
 
 
-def _as_trained(origin: Source, network: AetherNet, plan: QuantisationPlan) -> Reference | None:
+def _as_trained(
+    origin: Source, network: AetherNet, plan: QuantisationPlan, exhibit: Exhibit | None
+) -> Reference | None:
     """A network that was trained for int8 is what it is with its rounding; None if it was not."""
     if not plan.trained:
         return None
-    return Reference(origin.network, path=origin.path, model=simulate(network, plan))
+    model = simulate(network, plan)
+    return Reference(origin.network, path=origin.path, model=model, exhibit=exhibit)
 
 
 def _difference_places(folder: str | Path | None, artefact: Path) -> Callable[[str], Path] | None:
@@ -518,13 +633,13 @@ def file_name(
     engine: EngineOptions | None = None,
 ) -> str:
     """The artefact's name in the community's habit, such as `2x_name_fp16.onnx`."""
-    stem = name or _model_name(source.path) or "aether"
+    stem = name or model_name(source.path) or "aether"
     size = f"_{shape[2]}x{shape[3]}" if shape and kind in GRAPHS else ""
     ending = engine.ending if engine and kind == "trt" else f".{kind}"
     return f"{source.network.config.scale}x_{stem}_{precision}{size}{ending}"
 
 
-def _model_name(path: Path) -> str:
+def model_name(path: Path) -> str:
     """What the file is called, without what the artefact's own name states anew."""
     stem = path.name.removesuffix(".safetensors.index.json")
     return NAME_NOISE.sub("", path.stem if stem == path.name else stem).strip("_-. ")
@@ -534,7 +649,8 @@ def describe_artefact(source: Source, precision: str) -> dict[str, object]:
     """What an artefact says about itself, in plain types; the same for the same source."""
     config = source.fused.config
     return {
-        "model_name": _model_name(source.path),
+        # A name may hold halves of characters, which no text in a file can.
+        "model_name": model_name(source.path).encode("utf-8", "replace").decode(),
         "architecture": "AetherNet",
         "revision": source.network.revision.name,
         "scale": config.scale,
@@ -550,6 +666,7 @@ def describe_artefact(source: Source, precision: str) -> dict[str, object]:
         "source_sha256": source.sha256,
         "aether_spandrel": version("aether-spandrel"),
         "torch": str(torch.__version__),
+        **source.card.as_metadata(),
     }
 
 

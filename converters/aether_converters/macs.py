@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from aether_converters.errors import require
+from aether_core import AetherConfig, AetherNet
 
 Shape = tuple[int, ...]
 
 LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
+COUNTED_SIDES: Final = (8, 16)  # px
 STANDARD: Final = ("", "ai.onnx")  # domains whose operators onnx can infer shapes for
 
 
@@ -31,8 +33,29 @@ def module_macs(model: nn.Module, shape: Shape) -> int:
     of the input of a transposed convolution, takes as many as one slice of the weight is long.
     """
     skeleton = copy.deepcopy(model).to("meta")
+    kind = next((weight.dtype for weight in skeleton.parameters()), torch.float32)
+    return _counted(skeleton, torch.empty(shape, dtype=kind, device="meta"))
+
+
+def network_macs(config: AetherConfig, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of an AetherNet for an input of (H, W) px.
+
+    They grow with the area, from a share that does not where channels are weighed. Two small
+    pictures tell both, sooner than PyTorch imports what `module_macs` needs.
+    """
+    network = AetherNet(config)
+    small, large = (
+        _counted(network, torch.zeros(1, config.in_chans, side, side)) for side in COUNTED_SIDES
+    )
+    areas = [side**2 for side in COUNTED_SIDES]
+    of_pixel = (large - small) // (areas[1] - areas[0])
+    return small + of_pixel * (size[0] * size[1] - areas[0])
+
+
+def _counted(model: nn.Module, image: Tensor) -> int:
+    """What a model that nobody else uses needs for a picture."""
     # AetherNet's inference is free to call its layers in parts; what can be trained is plain.
-    skeleton.requires_grad_(True)
+    model.requires_grad_(True)
     count = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -41,12 +64,15 @@ def module_macs(model: nn.Module, shape: Shape) -> int:
         values = inputs[0] if isinstance(layer, TRANSPOSED) else output
         count += values.numel() * math.prod(weight.shape[1:])
 
-    for layer in skeleton.modules():
-        if isinstance(layer, (*LAYERS, *TRANSPOSED)):
-            layer.register_forward_hook(add)
-    kind = next((weight.dtype for weight in skeleton.parameters()), torch.float32)
+    hooks = [
+        layer.register_forward_hook(add)
+        for layer in model.modules()
+        if isinstance(layer, (*LAYERS, *TRANSPOSED))
+    ]
     with torch.enable_grad():
-        skeleton(torch.empty(shape, dtype=kind, device="meta"))
+        model(image)
+    for hook in hooks:
+        hook.remove()
     return count
 
 

@@ -358,6 +358,7 @@ def comparison_pairs(
     *,
     channels: tuple[int, int],
     scale: int,
+    most: int | None = None,
 ) -> list[Pair]:
     """The middle of each picture, as for `comparison_images`, and that of its original.
 
@@ -366,6 +367,7 @@ def comparison_pairs(
         originals: Folder with what each should become, under its name with any ending; or None.
         channels: Of the model's input and output.
         scale: Of the model.
+        most: How many pictures are read at most; None for all.
 
     Raises:
         ImageError: A picture cannot be read, a folder holds none, or a picture has no original.
@@ -373,6 +375,8 @@ def comparison_pairs(
     pairs: list[Pair] = []
     for given in paths:
         for path, _ in _pictures(Path(given), recursive=False):
+            if len(pairs) == most:
+                return pairs
             image = _middle(path, channels[0], COMPARED_SIDE)
             original = None
             if originals is not None:

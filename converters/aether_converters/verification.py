@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,16 @@ import numpy as np
 import torch
 
 from aether_converters.errors import ConversionError
-from aether_converters.proof import PictureProof
+from aether_converters.exhibit import (
+    Exhibit,
+    SceneViews,
+    Speed,
+    View,
+    look_at,
+    measure_speed,
+    view_of,
+)
+from aether_converters.proof import PictureProof, ssim
 from aether_converters.upscalers import Format, Image, Upscaler
 from aether_core import AetherNet, build_network
 from aether_spandrel.doubts import HALF_RANGE, activation_peak
@@ -86,12 +95,14 @@ class Difference:
         max: Largest absolute difference.
         mean: Mean absolute difference.
         psnr: In dB, relative to `peak`.
+        ssim: Structural similarity between black and white, the mean over all that was compared.
         peak: Largest absolute value that was expected, at least 1.
     """
 
     max: float
     mean: float
     psnr: float
+    ssim: float
     peak: float
 
 
@@ -108,6 +119,7 @@ class ArtefactReport:
         max_difference: Largest absolute difference to the source's output, where white is 1.
         mean_difference: Mean absolute difference.
         psnr: Against the source's output, in dB; None where both are equal.
+        ssim: Structural similarity to the source's output, 1 where both are equal.
         limit: What was asked for, in words.
         passed: Whether it was kept.
         problem: Why not, in words; empty if it passed.
@@ -115,6 +127,8 @@ class ArtefactReport:
         seconds: Time that writing and comparing took.
         details: Facts about the file, such as opset and nodes.
         pictures: How it upscales each picture that was given.
+        speed: How fast it was, where a report asked for it.
+        views: How it enlarges what a report shows.
     """
 
     path: Path
@@ -125,6 +139,7 @@ class ArtefactReport:
     max_difference: float
     mean_difference: float
     psnr: float | None
+    ssim: float
     limit: str
     passed: bool
     problem: str
@@ -132,10 +147,13 @@ class ArtefactReport:
     details: Mapping[str, int | str]
     not_run: str = ""
     pictures: tuple[PictureProof, ...] = ()
+    speed: Speed | None = None
+    views: tuple[View, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values; what is no number there becomes None."""
-        fields = {**asdict(self), "path": str(self.path)}
+        fields = {**asdict(replace(self, views=())), "path": str(self.path)}
+        fields["views"] = [view.as_dict() for view in self.views]
         fields["pictures"] = [
             {**vars(picture), "difference": picture.difference and str(picture.difference)}
             for picture in self.pictures
@@ -156,6 +174,7 @@ class Reference:
         *,
         path: Path | None = None,
         model: AetherNet | None = None,
+        exhibit: Exhibit | None = None,
     ) -> None:
         """Prepare comparisons.
 
@@ -165,11 +184,13 @@ class Reference:
             path: The checkpoint, to be named in errors.
             model: What computes it; None for the float network. A network that was trained for
                 int8 is what it is with its rounding.
+            exhibit: What artefacts are asked for beside the comparison, for a report.
 
         Raises:
             ConversionError: The source itself gives NaN or Inf.
         """
         self.config = network.config
+        self.exhibit = exhibit
         self._network = network
         self._model = model or build_network(network.config, float_weights(network))
         images = [
@@ -178,6 +199,8 @@ class Reference:
         ]
         self._cases = [self._whole(image) for image in images]
         self._of_size: dict[tuple[int, int], Case] = {}
+        scenes = exhibit.scenes if exhibit else ()
+        self._scenes = [(scene, self.run(scene.image)) for scene in scenes]
         if not all(bool(np.isfinite(case.expected[0]).all()) for case in self._cases):
             raise ConversionError(
                 "the network gives NaN or Inf instead of a picture",
@@ -211,6 +234,19 @@ class Reference:
         onnxruntime computes fp16 files in float32 on most CPUs, so running them does not tell.
         """
         return activation_peak(self._network)[0] > HALF_RANGE
+
+    @cached_property
+    def scene_views(self) -> tuple[SceneViews, ...]:
+        """What bicubic interpolation and the source make of the scenes that a report shows."""
+        return tuple(look_at(scene, exact, self.config) for scene, exact in self._scenes)
+
+    def views(self, upscaler: Upscaler) -> tuple[View, ...]:
+        """How an artefact enlarges those scenes whose size it takes."""
+        return tuple(
+            view_of(scene, upscaler.run(scene.image), exact)
+            for scene, exact in self._scenes
+            if upscaler.accepted_size(*scene.image.shape[2:]) == scene.image.shape[2:]
+        )
 
     def run(self, image: Image) -> Image:
         """What the source makes of (1, C, H, W): (1, C_out, scale * H, scale * W)."""
@@ -277,17 +313,20 @@ def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
     """
     ends = (0.0, 1.0) if upscaler.precision == "int8" else (-math.inf, math.inf)
     largest, total, squares, count, peak = 0.0, 0.0, 0.0, 0, 1.0
+    likeness: list[float] = []
     for case in cases:
         output = upscaler.run(case.image)
         for (top, bottom, left, right), expected in zip(case.windows, case.expected, strict=True):
             found = output[:, :, top:bottom, left:right]
             expected = np.clip(expected, *ends)
             error = np.abs(np.clip(found.astype(np.float64), *ends) - expected)
-            largest = max(largest, float(error.max()))
+            # NaN is the largest of all; `max` would leave it out.
+            largest = float(np.maximum(largest, error.max()))
             total += float(error.sum())
             squares += float(np.square(error).sum())
             count += error.size
             peak = max(peak, float(np.abs(expected).max()))
+            likeness.append(_likeness(found, expected))
     rmse = math.sqrt(squares / count)
     psnr = (
         math.inf
@@ -296,11 +335,29 @@ def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
         if math.isfinite(rmse)
         else -math.inf
     )
-    return Difference(max=largest, mean=total / count, psnr=psnr, peak=peak)
+    return Difference(
+        max=largest,
+        mean=total / count,
+        psnr=psnr,
+        ssim=sum(likeness) / len(likeness),
+        peak=peak,
+    )
 
 
-def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
+def _likeness(found: Image, expected: Image) -> float:
+    shown = (torch.from_numpy(np.clip(image, 0, 1)).double() for image in (found, expected))
+    return ssim(*shown)
+
+
+def verify_artefact(
+    upscaler: Upscaler, reference: Reference, *, exhibited: bool = True
+) -> ArtefactReport:
     """Compare an artefact with its source and judge it by `LIMITS`.
+
+    Args:
+        upscaler: The artefact.
+        reference: Its source.
+        exhibited: Whether it is also asked for what the reference's exhibit shows.
 
     Raises:
         ConversionError: The artefact has another scale or other channels.
@@ -323,6 +380,7 @@ def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
     if upscaler.format == "onnx" and upscaler.precision == "fp16" and reference.overflows_in_half:
         problem = "its activations overflow float16 on a GPU: use the fp32 file"
     content = upscaler.path.read_bytes()
+    exhibit = reference.exhibit if exhibited else None
     return ArtefactReport(
         path=upscaler.path,
         format=upscaler.format,
@@ -332,11 +390,14 @@ def verify_artefact(upscaler: Upscaler, reference: Reference) -> ArtefactReport:
         max_difference=difference.max,
         mean_difference=difference.mean,
         psnr=difference.psnr if math.isfinite(difference.psnr) else None,
+        ssim=difference.ssim,
         limit=limit.in_words(difference.peak),
         passed=not problem,
         problem=problem,
         seconds=time.perf_counter() - started,
         details=upscaler.details,
+        speed=measure_speed(upscaler, exhibit.timed_size) if exhibit else None,
+        views=reference.views(upscaler) if exhibit else (),
     )
 
 

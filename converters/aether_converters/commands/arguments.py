@@ -1,0 +1,164 @@
+"""Arguments that several commands take, and how their texts are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
+
+
+USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")
+
+
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+
+
+USUAL_PRECISIONS: Final = ("fp32", "fp16")
+
+
+CHECKPOINT: Final = ".pth, .pt, .ckpt, .safetensors or .index.json checkpoint"
+
+
+def checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False) -> None:
+    """Options of the commands that read a checkpoint."""
+    command.add_argument(
+        "--set",
+        dest="constants",
+        type=_constant,
+        action=_Constants,
+        default={},
+        metavar="NAME=VALUE",
+        help="a value that no tensor carries, such as res_scale=0.15; `inspect` lists them",
+    )
+    if strict:
+        command.add_argument(
+            "--strict", action="store_true", help="fail where `inspect` would print a warning"
+        )
+
+
+def card_options(command: argparse.ArgumentParser) -> None:
+    """Whose the model is."""
+    command.add_argument(
+        "--author", default="", help="of the model (default: what its file says, if anything)"
+    )
+    command.add_argument(
+        "--licence",
+        "--license",
+        default="",
+        help="by its SPDX identifier, such as CC-BY-4.0 (default: what its file says, if anything)",
+    )
+
+
+class _Constants(argparse.Action):
+    """Collects every `--set` in one dictionary."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        name, value = values
+        namespace.constants = {**namespace.constants, name: value}
+
+
+def _constant(text: str) -> tuple[str, float | str]:
+    name, separator, value = (part.strip() for part in text.partition("="))
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form res_scale=0.15 (NAME=VALUE)")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    """A command that shows its examples and prints JSON when asked to."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for scripts")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def list_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads comma-separated words, each of `choices`, without repetition."""
+
+    def parse(text: str) -> list[str]:
+        values = [part.strip().lower() for part in text.split(",") if part.strip()]
+        unknown = [value for value in values if value not in choices]
+        if unknown or not values:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(choices)}"
+            )
+        return list(dict.fromkeys(values))
+
+    return parse
+
+
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Reads 3/16 as (3, 16)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 3/16, from 1/16 to 16/16")
+    return int(part), int(parts)
+
+
+def positive(text: str) -> float:
+    """Reads a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 2**20:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Reads 1x3x720x1280 as (N, C, H, W)."""
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 1x3x720x1280 (NxCxHxW)")
+    return tuple(int(part) for part in parts)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads 128, or 720x1280, as (H, W) in px."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form 128 or 720x1280 (HxW)")
+    return int(parts[0]), int(parts[-1])
+
+
+def name_part(text: str) -> str:
+    """Reads what can be part of a file name in every system."""
+    if not text or text != Path(text).name or set(text) & set('\\/:*?"<>|'):
+        raise argparse.ArgumentTypeError(f"{text} cannot be part of a file name")
+    return text
