@@ -87,6 +87,13 @@ def test_the_sample_model_enlarges_its_picture(tmp_path: Path):
     assert Image.open(out).size == (600, 400)
 
 
+def test_a_model_is_released_with_its_report(tmp_path: Path):
+    command = ["release", sample.MODEL, "--out", tmp_path, "--to", "onnx", "--precision", "fp16"]
+    assert main([str(part) for part in command]) == 0
+    assert (tmp_path / "report.html").read_text("utf-8").count("data:image/webp") > 2
+    assert (tmp_path / "README.md").exists()
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_int8_files_run(target: Literal["tensorrt", "cpu"], tmp_path: Path):
     report = convert(
