@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
 
-MOST_INSTRUCTIONS: Final = 600_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_INSTRUCTIONS: Final = 500_000  # about 40 make a tensor; the largest training file has 0.4 M
 MOST_TENSORS: Final = (
     30_000  # the optimizer's and those of quantisation too; the largest file has 10,000
 )

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import aether_spandrel
 from aether_converters.benchmark import (
     Case,
+    Size,
     cpu_facts,
     extra_memory,
     file_cases,
@@ -43,6 +44,7 @@ from aether_converters.benchmark import (
     this_machine,
 )
 from aether_converters.errors import ConversionError, require
+from aether_converters.macs import module_macs
 from aether_converters.upscalers import open_upscaler
 from aether_converters.verification import structured_image
 from aether_spandrel.errors import AetherError
@@ -209,7 +211,7 @@ def measure_inference(settings: Settings, folder: Path) -> Result:
     rows: list[Row] = []
     for dtype in ("fp32", "bf16") if has_bfloat16 else ("fp32",):
         contenders = [contender for contender in CONTENDERS if dtype in contender.dtypes]
-        cases = [case_of(c, dtype, networks, folder, settings.threads) for c in contenders]
+        cases = [case_of(c, dtype, networks, folder, settings.threads, same_as) for c in contenders]
         found = measure(
             cases,
             sizes=settings.sizes,
@@ -239,13 +241,22 @@ def case_of(
     networks: Mapping[str, nn.Module],
     folder: Path,
     threads: int,
+    same_as: Mapping[str, str],
 ) -> Case:
-    """What is measured for a row: a file, as `aethernet bench` opens it, or a network."""
+    """What is measured for a row: a file, as `aethernet bench` opens it, or a network.
+
+    A file counts as many multiply-accumulates as the published code of its network.
+    """
     name = contender.name
     path = folder / contender.source
     if path.exists():
         [case] = file_cases(path, dtypes=[dtype], threads=threads)
-        return replace(case, name=name)
+        published = networks[same_as[contender.source]]
+
+        def macs(size: Size) -> int:
+            return module_macs(published, (1, 3, *size))
+
+        return replace(case, name=name, macs=macs)
     if contender.source in networks:
         network = networks[contender.source]
         return module_case(name, partial(copy.deepcopy, network), dtype=dtype, scale=2)

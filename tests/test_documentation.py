@@ -23,6 +23,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = " --only convert,upscale" if sys.platform == "linux" else ""
 
 SHORT = {
+    "python benchmarks/int8_training.py": " --steps 10 --fine-tuning 10",
     "python benchmarks/": f" --quick --no-plot{BENCHMARKS}",
     "python examples/train_sample.py --out": " --steps 4 --photographs photographs",
     "aethernet bench": " --seconds 0.05",
