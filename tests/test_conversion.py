@@ -209,9 +209,7 @@ def test_onnx_follows_the_rules_that_make_it_work_everywhere(
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.elem_type == wanted
     assert {node.op_type for node in model.graph.node}.isdisjoint({"Shape", "Reshape", "Constant"})
-    # Beside weights there are the bounds of slices, which ONNX wants in int64.
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    assert kinds == {wanted, TensorProto.INT64}
+    assert {tensor.data_type for tensor in model.graph.initializer} == {wanted}
 
 
 @pytest.mark.parametrize("side", [16, 64])

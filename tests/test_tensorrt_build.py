@@ -418,5 +418,5 @@ def test_the_trained_network_builds_in_three_precisions(
     graph = next(a.path for a in report.artefacts if a.path.name.endswith("_fp32.onnx"))
     plan: Plan = build_plan(quantised(graph.read_bytes()), RTX)
     refuse_float(plan)
-    assert len(plan.declared_int8) == 51 + 1 + 4 * 2  # the head is joined, but for four edges
+    assert len(plan.declared_int8) == 53
     assert not needless(plan.layers)
