@@ -225,6 +225,25 @@ def test_chainner_finds_the_scale_by_fixing_the_input_and_inferring_shapes(
     assert onnx_io(inferred)[1] == [1, 3, 2 * side, 2 * side]
 
 
+@pytest.mark.parametrize("scale", [3, 4, 8])
+def test_a_graph_with_joined_convolutions_is_exact_up_to_the_edges(tmp_path: Path, scale: int):
+    torch.save(tiny(scale=scale).state_dict(), tmp_path / "model.pth")
+    (artefact,) = convert(
+        tmp_path / "model.pth", tmp_path, to=["onnx"], precision=["fp32"]
+    ).artefacts
+    model = onnx.load(artefact.path)
+    assert any(node.op_type == "Slice" for node in model.graph.node)
+    found, expected = open_upscaler(artefact.path), open_upscaler(tmp_path / "model.pth")
+    for size in ((1, 1), (1, 5), (2, 3), (16, 16)):
+        image = structured_image(3, *size)
+        np.testing.assert_allclose(found.run(image), expected.run(image), atol=1e-5)
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for dim, side in zip(dims, (1, 3, 16, 16), strict=True):
+        dim.dim_value = side  # as ChaiNNer finds the scale
+    inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    assert onnx_io(inferred)[1] == [1, 3, 16 * scale, 16 * scale]
+
+
 def test_static_shape_is_in_the_graph_and_in_the_name(checkpoint: Path, tmp_path: Path):
     report = convert(checkpoint, tmp_path, to=["onnx"], precision=["fp32"], shape=(1, 3, 48, 70))
     (artefact,) = report.artefacts

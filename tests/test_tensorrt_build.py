@@ -295,8 +295,10 @@ def test_progress_is_told_and_an_interruption_ends_the_build_at_once(folder: Pat
     graph = folder / "graph.onnx"
     graph.write_bytes(golden_graphs("g5f-train-2x", folder)["fp32"])
     script = (
-        "import sys\n"
+        "import signal, sys\n"
         "from pathlib import Path\n"
+        # Shells start what runs in the background with interruptions ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from aether_converters.tensorrt_build import EngineOptions, build_plan\n"
         "told = lambda *step: print(*step, flush=True)\n"
         "options = EngineOptions(backend='tensorrt-rtx', compute_capabilities=('8.6', '8.9'))\n"
