@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet, Block, build_network
 from aether_spandrel import AetherNetArch
 from aether_spandrel.revisions import G1, G5F, Revision
 from tests.published import draw
@@ -184,6 +184,9 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.stride() == expected and not x.is_contiguous()
 
 
+Infer = Callable[[list[Tensor]], list[Tensor]]
+
+
 def launches(
     network: AetherNet, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> list[Launch]:
@@ -202,17 +205,19 @@ def launches(
         }
     counted = Launches()
 
-    def enter(index: int | None) -> Callable[..., None]:
-        def note(*_: object) -> None:
+    def noted(index: int, infer: Infer) -> Infer:
+        def run(parts: list[Tensor]) -> list[Tensor]:
             counted.block = index
+            result = infer(parts)
+            counted.block = None
+            return result
 
-        return note
+        return run
 
     on_gpu = build_network(network.config, there)
-    stages = cast("Iterable[Iterable[torch.nn.Module]]", on_gpu.layers)
+    stages = cast("Iterable[Iterable[Block]]", on_gpu.layers)
     for index, block in enumerate(block for stage in stages for block in stage):
-        block.register_forward_pre_hook(enter(index))
-        block.register_forward_hook(enter(None))
+        cast(Any, block).infer = noted(index, block.infer)
     # Not inference_mode, under which composite operators would not be taken apart.
     with torch.no_grad(), fake, counted:
         on_gpu(picture)

@@ -12,9 +12,10 @@ a training configuration works unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -42,9 +43,10 @@ __all__ = [
     "freeze_ranges",
     "fuse_model",
     "fuse_state_dict",
-    "in_fast_order",
+    "in_parts",
     "input_scale",
     "is_fused",
+    "joined",
     "joined_weights",
     "prepare_qat",
     "quantised_layers",
@@ -492,6 +494,40 @@ def in_fast_order(depthwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return depthwise(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
+CPU: Final = torch.backends.cpu.get_cpu_capability()
+"""The instructions that torch uses, such as AVX512."""
+
+CPU_PART: Final = 48  # channels, three vectors of AVX-512
+CPU_UNROLLED: Final = range(9, 16)  # px, sides of kernels
+
+
+def part_widths(channels: int, kernel: int, x: Tensor) -> list[int]:
+    """Into how many channels each to part x, so that its depthwise convolutions are fast.
+
+    With AVX-512, oneDNN writes out all multiplications of `CPU_UNROLLED` kernels. For all channels
+    this code is larger than the instruction cache, and runs 2 to 4 times as fast for a part.
+    """
+    if x.device.type == "cpu" and CPU.startswith("AVX512") and kernel in CPU_UNROLLED:
+        return [min(CPU_PART, channels - start) for start in range(0, channels, CPU_PART)]
+    return [channels]
+
+
+def in_parts(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """The channels of channels-last x (N, C, H, W) in parts of these widths, channels-last too."""
+    if len(widths) == 1:
+        return [x]
+    return [part.clone(memory_format=torch.channels_last) for part in _split(x, widths, dim=1)]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """What `in_parts` has parted."""
+    return torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
+
+
+def _split(x: Tensor, widths: Sequence[int], dim: int) -> Sequence[Tensor]:
+    return cast("Sequence[Tensor]", x.split(widths, dim=dim))
+
+
 class ReparamConv(Quantisable):
     """A large and a small depthwise convolution in parallel, or the single one they fuse into."""
 
@@ -514,8 +550,8 @@ class ReparamConv(Quantisable):
     def _convolved(self, x: Tensor) -> Tensor:
         if self.input_range is not None:
             x, kernel = self.input_range(x, self._kernel())
-            bias = self.fused_conv.bias if self.fused else self.lk_bias + self.sk_bias
-            return F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))
+            padding = kernel.shape[-1] // 2
+            return F.conv2d(x, kernel, self._bias(), padding=padding, groups=len(kernel))
         if self.fused:
             return self.fused_conv(x)
         large, small = self.lk_conv, self.sk_conv
@@ -523,11 +559,36 @@ class ReparamConv(Quantisable):
             x, large.weight, self.lk_bias, padding=large.padding, groups=large.groups
         ) + F.conv2d(x, small.weight, self.sk_bias, padding=small.padding, groups=small.groups)
 
+    def of_parts(
+        self, parts: Sequence[Tensor], padding: tuple[int, int] | None = None
+    ) -> list[Tensor]:
+        """`forward` of channels in parts (N, c, H, W), or with other zeros in px of both sizes."""
+        kernel, bias = self._kernel(), self._bias()
+        if parts[0].device.type == "cpu":  # which is fast in few other types
+            kernel, bias = _wide(kernel), _wide(bias)
+        widths = [part.shape[1] for part in parts]
+        convolved: list[Tensor] = []
+        for part, weight, shift in zip(
+            parts, _split(kernel, widths, 0), _split(bias, widths, 0), strict=True
+        ):
+            convolve = partial(
+                F.conv2d,
+                weight=weight,
+                bias=shift,
+                padding=padding or kernel.shape[-1] // 2,
+                groups=len(weight),
+            )
+            convolved.append(in_fast_order(convolve, part.to(kernel.dtype)).to(part.dtype))
+        return convolved
+
     def _kernel(self) -> Tensor:
         """The fused kernel: int8 has room for the sum of both alone, and only that is deployed."""
         if self.fused:
             return self.fused_conv.weight
         return merged_kernels(self.lk_conv.weight, self.sk_conv.weight)
+
+    def _bias(self) -> Tensor:
+        return cast(Tensor, self.fused_conv.bias) if self.fused else self.lk_bias + self.sk_bias
 
     def fuse(self) -> None:
         """Replace both branches by the one convolution that equals their sum."""
@@ -574,10 +635,45 @@ class GatedFFN(Quantisable):
             y = F.dropout(y, self.drop_rate)
         return y
 
-    def map_rows(self, rows: Tensor, out: Tensor) -> Tensor:
-        """Map (pixels, C) into the memory of `out`, which may be that of `rows`."""
+    def row_map(self, rows: Tensor) -> RowMap:
+        """What maps (pixels, C) to the same shape, in the dtype and on the device of `rows`."""
+        fused = fused_linear(rows)
+        if fused is None:
+            return self._map_rows
+        layers = (self.fc1_gate, self.fc1_main, self.fc2)
+        # In the order in memory that oneDNN takes as it is.
+        gate, main, last = (layer.weight.detach().t().contiguous().t() for layer in layers)
+        activation = FUSED_ACTIVATIONS[self.activation]
+
+        def map_rows(rows: Tensor, _: Tensor) -> Tensor:
+            hidden = fused(rows, gate, self.fc1_gate.bias, *activation)
+            hidden = fused.binary(rows, hidden, main, self.fc1_main.bias, "mul")
+            return fused(hidden, last, self.fc2.bias, "none", [], "")
+
+        return map_rows
+
+    def _map_rows(self, rows: Tensor, out: Tensor) -> Tensor:
         product = self.activation(self.fc1_gate.map_rows(rows)).mul_(self.fc1_main.map_rows(rows))
         return self.fc2.map_rows(product, out)
+
+
+RowMap = Callable[[Tensor, Tensor], Tensor]
+"""Maps (pixels, C) to the same shape, if it can in the memory of the second argument."""
+
+
+FUSED_ACTIVATIONS: Final[Mapping[object, tuple[object, ...]]] = {
+    F.gelu: ("gelu", [], "none"),
+    F.silu: ("swish", [], ""),
+}
+"""What oneDNN calls them."""
+
+
+def fused_linear(rows: Tensor) -> Any | None:
+    """The operator for linear maps and what follows them that torch.compile too takes on a CPU."""
+    fast = rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.bfloat16)
+    if not (fast and CPU.startswith("AVX") and torch.backends.mkldnn.enabled):
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class ChannelAttention(nn.Module):
@@ -593,11 +689,12 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * self.gate(x)
+        return x * self.fc(x.mean(dim=(2, 3), keepdim=True))
 
-    def gate(self, x: Tensor) -> Tensor:
-        """The weight of each channel, (N, C, 1, 1)."""
-        return self.fc(x.mean(dim=(2, 3), keepdim=True))
+    def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The weights (N, c, 1, 1) of channels in parts (N, c, H, W)."""
+        means = [part.mean(dim=(2, 3), keepdim=True) for part in parts]
+        return _split(self.fc(joined(means)), [part.shape[1] for part in parts], dim=1)
 
 
 class SpatialAttention(nn.Module):
@@ -610,10 +707,13 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * self.gate(x)
+        return x * self._gate(x)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """The weight of each pixel, (N, 1, H, W)."""
+    def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The weights (N, 1, H, W) of the pixels of each part (N, c, H, W): of all the same."""
+        return [self._gate(joined(parts))] * len(parts)
+
+    def _gate(self, x: Tensor) -> Tensor:
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
         return torch.sigmoid(self.conv(pooled))
 
@@ -643,12 +743,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, embed_dim, H, W) to the same shape."""
-        return self.mix(x, self.conv(x))
-
-    def mix(self, x: Tensor, y: Tensor) -> Tensor:
-        """All that follows the convolution, whose result is y; y may be overwritten."""
-        if not (self.training or self.quantised) and may_overwrite(x, y, self.parameters()):
-            return self._infer(x, y)
+        y = self.conv(x)
         if self.norm is not None:
             y = self.norm(y)
         y = self.ffn(y)
@@ -661,50 +756,70 @@ class Block(nn.Module):
             y = y * (y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
         return x + y
 
-    def _infer(self, x: Tensor, y: Tensor) -> Tensor:
-        """What `forward` makes of the convolution's result y, in its memory, strip by strip."""
+    def infer(self, parts: list[Tensor]) -> list[Tensor]:
+        """`forward` of channels in parts (N, c, H, W), each channels-last."""
+        return self.mix(parts, self.conv.of_parts(parts))
+
+    def mix(self, parts: list[Tensor], convolved: list[Tensor]) -> list[Tensor]:
+        """What `forward` makes of the convolution's result, in its memory, strip by strip."""
+        widths = [part.shape[1] for part in parts]
         if isinstance(self.norm, SampleNorm):
-            y = self.norm(y)
-        gates = [part.gate for part in (self.channel_attn, self.spatial_attn) if part is not None]
+            convolved = in_parts(self.norm(joined(convolved)), widths)
         norm = self.norm if isinstance(self.norm, ChannelNorm) else None
-        for before, after in zip(strips(x, self.strip), strips(y, self.strip), strict=True):
-            self.ffn.map_rows(after if norm is None else norm.map_rows(after), out=after)
-            if not gates:
-                after.add_(before)
+        gates = [part.gates for part in (self.channel_attn, self.spatial_attn) if part is not None]
+        ffn: RowMap | None = None
+        for before, after in zip(
+            strips(parts, self.strip), strips(convolved, self.strip), strict=True
+        ):
+            rows = joined(after)
+            ffn = ffn or self.ffn.row_map(rows)
+            rows = ffn(rows if norm is None else norm.map_rows(rows), rows)
+            if gates and rows is after[0]:
+                continue
+            for old, new, out in zip(before, _split(rows, widths, 1), after, strict=True):
+                if gates:
+                    out.copy_(new)
+                else:
+                    torch.add(old, new, out=out)
         for gate in gates[:-1]:
-            y.mul_(gate(y))
-        return torch.addcmul(x, y, gates[-1](y), out=y) if gates else y
+            for y, weight in zip(convolved, gate(convolved), strict=True):
+                y.mul_(weight)
+        for gate in gates[-1:]:
+            for x, y, weight in zip(parts, convolved, gate(convolved), strict=True):
+                torch.addcmul(x, y, weight, out=y)
+        return convolved
 
 
 _is_compiling: Final[Callable[[], bool]] = getattr(torch.compiler, "is_compiling", lambda: False)
 """Whether torch.compile or torch.export is looking; torch 2.1 cannot say."""
 
-STRIP_BYTES: Final = 2**20
+STRIP_BYTES: Final = 2**21
 """Of one hidden activation of a feed-forward: what a few of them take fits into a cache."""
 
 
-def may_overwrite(x: Tensor, y: Tensor, weights: Iterable[Tensor]) -> bool:
-    """Whether a block may work in the memory of y: eager inference, pixel by pixel in memory.
+def may_overwrite(x: Tensor, weights: Iterable[Tensor]) -> bool:
+    """Whether steps on x may share memory: eager inference, pixel by pixel in memory.
 
     Everything else that runs the network, training and tracing of all kinds, sees plain operators.
     """
-    if isinstance(y, torch.fx.Proxy) or _is_compiling():
+    if isinstance(x, torch.fx.Proxy) or _is_compiling():
         return False
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
-    tensors = (x, y, *weights)
+    tensors = (x, *weights)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
     # Autocast chooses the dtype of each operator, which none that writes into given memory can.
-    return all(t.dtype == y.dtype for t in tensors) and all(
-        t.is_contiguous(memory_format=torch.channels_last) for t in (x, y)
-    )
+    one_dtype = all(t.dtype == x.dtype for t in tensors)
+    return one_dtype and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def strips(x: Tensor, pixels: int) -> Iterator[Tensor]:
-    """Views (at most `pixels`, C) of channels-last memory (N, C, H, W); all pixels, off the CPU."""
-    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # a view
-    yield from rows.split(pixels if x.device.type == "cpu" else len(rows))
+def strips(parts: Sequence[Tensor], pixels: int) -> Iterator[list[Tensor]]:
+    """Views (at most `pixels`, c) of channels-last parts (N, c, H, W); all pixels, off the CPU."""
+    rows = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in parts]  # views
+    at_once = pixels if rows[0].device.type == "cpu" else len(rows[0])
+    for start in range(0, len(rows[0]), at_once):
+        yield [part[start : start + at_once] for part in rows]
 
 
 def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) -> Tensor:
@@ -852,7 +967,7 @@ class AetherNet(nn.Module):
         *before, convolution, shuffle = self.upsample or (None, None)
         weights = (*self.upsample.parameters(), *self.conv_last.parameters())
         plain = convolution is None or self.training or self.quantised
-        if plain or not may_overwrite(x, x, weights):
+        if plain or not may_overwrite(x, weights):
             return self.conv_last(self.upsample(x))
         for step in before:
             x = step(x)
@@ -867,13 +982,25 @@ class AetherNet(nn.Module):
     def _body(self, x: Tensor) -> Tensor:
         """All stages, combined: (N, embed_dim, H, W) to the same shape."""
         stages: list[Tensor] = []
+        plain = self.training or self.quantised or not may_overwrite(x, self.layers.parameters())
+        parts = [] if plain else in_parts(x, self.part_widths(x))
         for index, stage in enumerate(self.layers):
-            x = stage(x)
+            if plain:
+                x = stage(x)
+            else:
+                for block in cast("Iterable[Block]", stage):
+                    parts = block.infer(parts)
+                if self.config.stage_fusion != "none" or index + 1 == len(self.layers):
+                    x = joined(parts)
             if self.config.stage_fusion == "raw":
                 stages.append(x)
             elif self.config.stage_fusion == "project":
                 stages.append(self.fusion_convs[index](x))
         return self.fusion_conv(torch.cat(stages, dim=1)) if stages else x
+
+    def part_widths(self, x: Tensor) -> list[int]:
+        """Channels of the parts in which blocks run fastest on x (N, embed_dim, H, W)."""
+        return part_widths(self.config.embed_dim, self.config.lk_kernel, x)
 
     def _after_body(self, body: Tensor, features: Tensor) -> Tensor:
         """Normalisation, convolution and skip, in the order of the configuration."""

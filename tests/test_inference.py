@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet, build_network, in_parts
 from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.network import float_weights, fuse, read_network
 from tests.published import REVISIONS as PUBLISHED
@@ -20,6 +20,11 @@ from tests.tiny import tiny
 
 def network(revision: str, **options: Any) -> AetherNet:
     found = fuse(read_network(Checkpoint.from_object(draw(revision, **options))))
+    return build_network(found.config, float_weights(found))
+
+
+def network_as_trained(revision: str, **options: Any) -> AetherNet:
+    found = read_network(Checkpoint.from_object(draw(revision, **options)))
     return build_network(found.config, float_weights(found))
 
 
@@ -58,6 +63,65 @@ def test_each_attention_alone(attention: str):
     image = picture(1, 3, 20, 21)
     with torch.inference_mode():
         torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 7])
+@pytest.mark.parametrize("revision", PUBLISHED)
+def test_channels_in_parts_give_the_same(
+    revision: str, width: int, monkeypatch: pytest.MonkeyPatch
+):
+    attention = PUBLISHED[revision].attention
+    model = network(revision, channel_attn=attention, spatial_attn=attention)
+    channels = model.config.embed_dim
+    widths = [min(width, channels - start) for start in range(0, channels, width)]
+    image = picture(2, 3, 13, 17)
+    monkeypatch.setattr(AetherNet, "part_widths", lambda *_: widths)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+def test_parts_are_those_that_are_fast_on_this_machine():
+    model = network("G1", embed_dim=100, lk_kernel=11)
+    image = picture(2, 3, 40, 30)
+    widths = model.part_widths(image)
+    avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    assert widths == ([48, 48, 4] if avx512 else [100])
+    assert model.part_widths(image.to("meta")) == [100]
+    assert network("G1", embed_dim=100, lk_kernel=7).part_widths(image) == [100]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("revision", ["G1", "G5f"])
+def test_without_the_operators_of_onednn_it_gives_the_same(
+    revision: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = network(revision)
+    image = picture(1, 3, 13, 17)
+    with torch.inference_mode():
+        expected = model(image)
+        monkeypatch.setattr("aether_core.fused_linear", lambda _: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_unfused_network_convolves_once_in_inference():
+    model = network_as_trained("G1")
+    image = picture(1, 3, 13, 17)
+    with torch.inference_mode(), Operators() as seen:
+        found = model(image)
+    depthwise = [shape for shape in seen.convolved if shape[1] == 1]
+    assert len(depthwise) == model.config.blocks
+    torch.testing.assert_close(found, plain(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_large_kernels_are_fast_in_16_bits_too(dtype: torch.dtype):
+    model = network("G1", lk_kernel=21, sk_kernel=3).to(dtype)
+    x = picture(1, 16, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
+    (block, *_) = blocks(model)
+    with torch.inference_mode(), Operators() as seen:
+        block.conv.of_parts([x])
+    assert seen.dtypes == {torch.float32}
 
 
 @pytest.mark.parametrize("strip", [1, 7, 10**9])
@@ -185,16 +249,33 @@ class Widest(TorchDispatchMode):
         return result
 
 
+class Operators(TorchDispatchMode):
+    """The weights' shapes and the dtypes of all convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolved: list[tuple[int, ...]] = []
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if "conv" in func.overloadpacket.__name__:
+            self.convolved.append(tuple(args[1].shape))
+            self.dtypes |= {args[0].dtype, args[1].dtype}
+        return func(*args, **(kwargs or {}))
+
+
 class Passes(TorchDispatchMode):
     """Counts how often elementwise operators go over all pixels of a batch, one channel or more."""
 
     ELEMENTWISE = frozenset(
-        {"gelu", "silu", "silu_", "mul", "mul_", "add", "add_", "addcmul", "copy_"}
+        {"gelu", "silu", "silu_", "mul", "mul_", "add", "add_", "addcmul_", "copy_", "clone", "cat"}
     )
 
-    def __init__(self, pixels: int) -> None:
+    def __init__(self, values: int) -> None:
         super().__init__()
-        self.pixels = pixels
+        self.values = values
         self.passes = 0.0
 
     def __torch_dispatch__(
@@ -202,20 +283,29 @@ class Passes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in self.ELEMENTWISE:
-            self.passes += result.numel() / result.shape[1] / self.pixels
+            self.passes += result.numel() / self.values
         return result
 
 
+@pytest.mark.parametrize("widths", [[16], [8, 8]], ids=["whole", "parts"])
 @pytest.mark.parametrize(
     ("revision", "attention", "limit"),
     [("G1", False, 3), ("G3", False, 3), ("G4", False, 3), ("G5f", False, 3), ("G5f", True, 5)],
 )
 def test_a_block_makes_few_passes_beside_convolutions_and_norm(
-    revision: str, attention: bool, limit: int
+    revision: str, attention: bool, limit: int, widths: list[int]
 ):
-    model = network(revision, depths=(1,), channel_attn=attention, spatial_attn=attention)
+    model = network(
+        revision,
+        embed_dim=16,
+        depths=(1,),
+        ffn_dim=16,
+        channel_attn=attention,
+        spatial_attn=attention,
+    )
     (block,) = blocks(model)
-    x = picture(1, model.config.embed_dim, 64, 64).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), Passes(64 * 64) as counted:
-        block(x)
-    assert 2.9 < counted.passes < limit + 0.1
+    x = picture(1, 16, 64, 64)
+    parts = in_parts(x, widths)
+    with torch.inference_mode(), Passes(x.numel()) as counted:
+        block.infer(parts)
+    assert 0.9 < counted.passes < limit + 0.1

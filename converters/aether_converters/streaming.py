@@ -4,7 +4,8 @@ Tiles compute their overlap again, and it grows with the depth of the network. H
 keeps the few rows of its input that the next band needs, so the result is that of the whole
 picture, zero padding included, in the memory of some rows.
 
-Every step is a generator over bands, tensors (1, C, rows, W) from top to bottom.
+Every step is a generator over bands, tensors (1, C, rows, W) from top to bottom; between blocks
+their channels are in parts, as a network computes them (`AetherNet.part_widths`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_core import AetherConfig, AetherNet, Block, in_fast_order
+from aether_core import AetherConfig, AetherNet, Block, in_parts, joined
 
 Bands = Iterator[Tensor]
+Parts = list[Tensor]
 Step = Callable[[Tensor], Tensor]
 
 BAND_PIXELS: Final = 2**16
@@ -92,17 +94,17 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
     """
     config = network.config
     first = _convolved(map(network.centred, bands), network.conv_first)
-    features, skip = _now_and_later(map(_channels_last, first))
+    features, skip = _now_and_later(map(_channels_last, first), _itself)
     body = _body(network, features)
     normalise: Step = network.norm if network.norm is not None else nn.Identity()
     if config.body_order == "norm-conv-add":
         body = _sum(_convolved(map(normalise, body), network.conv_after_body), skip)
     else:
         if config.body_order == "add-norm-conv":
-            before, skip = _now_and_later(_sum(body, skip))
+            before, skip = _now_and_later(_sum(body, skip), _itself)
             before = map(normalise, before)
         else:
-            before, skip = _now_and_later(_sum(map(normalise, body), skip))
+            before, skip = _now_and_later(_sum(map(normalise, body), skip), _itself)
         body = _sum(_convolved(before, network.conv_after_body), skip)
     for window, above, below in _overlapping(_split(body, config), _head_margin(config)):
         pixels = network.head(window)
@@ -113,30 +115,41 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
 def _body(network: AetherNet, bands: Bands) -> Bands:
     """All stages, combined."""
     fusion = network.config.stage_fusion
+    radius = network.config.lk_kernel // 2
     stages: list[Bands] = []
+    parts: Iterator[Parts] = (in_parts(band, network.part_widths(band)) for band in bands)
     for index, stage in enumerate(network.layers):
         for block in cast("Iterable[Block]", stage):
-            bands = _windows(bands, _margin(block.conv.fused_conv), partial(_mixed, block))
+            parts = _windows(parts, radius, partial(_mixed, block, radius))
         if fusion != "none":
             narrow: Step = network.fusion_convs[index] if fusion == "project" else nn.Identity()
             if index + 1 < len(network.layers):
-                bands, kept = _now_and_later(bands, narrow)
+                parts, kept = _now_and_later(parts, partial(_narrowed, narrow))
                 stages.append(kept)
             else:
-                stages.append(map(narrow, bands))
+                stages.append(map(partial(_narrowed, narrow), parts))
     if not stages:
-        return bands
-    return (network.fusion_conv(torch.cat(parts, dim=1)) for parts in _aligned(stages))
+        return map(joined, parts)
+    return (network.fusion_conv(torch.cat(rows, dim=1)) for rows in _aligned(stages))
 
 
-def _now_and_later(bands: Bands, step: Step = lambda band: band) -> tuple[Bands, Bands]:
+def _narrowed(narrow: Step, parts: Parts) -> Tensor:
+    return narrow(joined(parts))
+
+
+Band = TypeVar("Band", Tensor, Parts)
+
+
+def _now_and_later(
+    bands: Iterator[Band], step: Callable[[Band], Tensor]
+) -> tuple[Iterator[Band], Bands]:
     """The bands, and what `step` makes of each for whom takes it after the former was taken.
 
     `itertools.tee` would hold dozens of bands that both have taken.
     """
     waiting: deque[Tensor] = deque()
 
-    def now() -> Bands:
+    def now() -> Iterator[Band]:
         for band in bands:
             waiting.append(step(band))
             yield band
@@ -148,46 +161,57 @@ def _now_and_later(bands: Bands, step: Step = lambda band: band) -> tuple[Bands,
     return now(), later()
 
 
-def _mixed(block: Block, window: Tensor) -> Tensor:
-    convolution = block.conv.fused_conv
-    margin = _margin(convolution)
-    inner = window[:, :, margin : window.shape[2] - margin]
-    return block.mix(inner, in_fast_order(partial(_across, convolution), window))
+def _itself(band: Tensor) -> Tensor:
+    return band
+
+
+def _mixed(block: Block, radius: int, window: Parts) -> Parts:
+    """The block on the rows of a window but the first and the last."""
+    inner = [part[:, :, radius : part.shape[2] - radius] for part in window]
+    return block.mix(inner, block.conv.of_parts(window, padding=(0, radius)))
 
 
 def _margin(convolution: nn.Conv2d) -> int:
     return cast(int, convolution.padding[0])
 
 
-def _across(convolution: nn.Conv2d, window: Tensor) -> Tensor:
+def _across(convolution: nn.Conv2d, window: Parts) -> Parts:
     """A convolution that pads to the left and right alone."""
-    padding = (0, _margin(convolution))
-    return F.conv2d(
-        window, convolution.weight, convolution.bias, padding=padding, groups=convolution.groups
-    )
+    weight, bias, padding = convolution.weight, convolution.bias, (0, _margin(convolution))
+    return [F.conv2d(part, weight, bias, padding=padding) for part in window]
 
 
 def _convolved(bands: Bands, convolution: nn.Conv2d) -> Bands:
-    return _windows(bands, _margin(convolution), partial(_across, convolution))
+    single = ([band] for band in bands)
+    found = _windows(single, _margin(convolution), partial(_across, convolution))
+    return (parts[0] for parts in found)
 
 
-def _windows(bands: Bands, radius: int, step: Step) -> Bands:
-    """The step on every row, which sees `radius` rows above and below; outside they are zero."""
+def _windows(
+    bands: Iterator[Parts], radius: int, step: Callable[[Parts], Parts]
+) -> Iterator[Parts]:
+    """The step on every row, which sees `radius` rows above and below; outside they are zero.
+
+    The bands are used up.
+    """
     if not radius:
         yield from map(step, bands)
         return
-    kept: Tensor | None = None
+    kept: Parts | None = None
     for band in bands:
-        windows = [torch.cat([_zeros(band, radius) if kept is None else kept, band], dim=2)]
-        # What waits must hold no band, or there would be one of each layer: hence the list.
-        del band
-        if windows[0].shape[2] <= 2 * radius:
+        before = kept or [_zeros(part, radius) for part in band]
+        # What waits must hold no band, or there would be one of each layer: hence the lists.
+        windows = [[torch.cat([rows, band.pop(0)], dim=2) for rows in before]]
+        del before
+        if windows[0][0].shape[2] <= 2 * radius:
             kept = windows.pop()
         else:
-            kept = windows[0][:, :, -2 * radius :].clone(memory_format=torch.channels_last)
+            last = [part[:, :, -2 * radius :] for part in windows[0]]
+            kept = [rows.clone(memory_format=torch.channels_last) for rows in last]
+            del last
             yield step(windows.pop())
     if kept is not None:
-        yield step(torch.cat([kept, _zeros(kept, radius)], dim=2))
+        yield step([torch.cat([rows, _zeros(rows, radius)], dim=2) for rows in kept])
 
 
 def _overlapping(bands: Bands, radius: int) -> Iterator[tuple[Tensor, int, int]]:
