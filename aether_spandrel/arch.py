@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from spandrel import (
     MAIN_REGISTRY,
     Architecture,
@@ -16,16 +17,14 @@ from spandrel import (
     ModelTiling,
     SizeRequirements,
 )
-from torch import Tensor
 from typing_extensions import Unpack, override
 
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.network import (
     Network,
-    float_weights,
     fuse,
     is_aethernet,
     read_network,
@@ -61,7 +60,8 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
     was_fused = network.config.fused
     fused = fuse(network)
     config = fused.config
-    model = build_network(config, _own(float_weights(fused), fused.state_dict))
+    with torch.device("cpu"):
+        model = AetherNet(config).eval().requires_grad_(False)
     tags = [
         network.revision.name,
         *([network.preset] if network.preset else []),
@@ -72,7 +72,9 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
     ]
     return ImageModelDescriptor(
         model,
-        model.state_dict(),
+        # Copied into the model, in its dtype, so that a program may save over the file or change
+        # the state dict while it keeps the model.
+        dict(fused.state_dict),
         architecture=arch,
         purpose="Restoration" if config.scale == 1 else "SR",
         tags=tags,
@@ -85,14 +87,6 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
         # What pools over the whole image gives another result in a tile.
         tiling=ModelTiling.DISCOURAGED if config.global_context else ModelTiling.SUPPORTED,
     )
-
-
-def _own(weights: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, copied where they still are the file's own memory.
-
-    A program may save over the file or change the state dict while it keeps the model.
-    """
-    return {key: t.clone() if t is read[key] else t for key, t in weights.items()}
 
 
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:

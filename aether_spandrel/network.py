@@ -470,9 +470,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 @lru_cache(maxsize=4)
 def _shapes_of(config: AetherConfig) -> Mapping[str, tuple[int, ...]]:
     """Every key and shape of the network that a configuration describes, but its name."""
-    with torch.device("meta"):
-        expected = AetherNet(config).state_dict()
-    shapes = {key: tuple(t.shape) for key, t in expected.items() if key != REVISION_KEY}
+    with torch.device("meta"):  # one block of each stage, which are alike
+        expected = AetherNet(replace(config, depths=(1,) * len(config.depths))).state_dict()
+    found = {key: tuple(t.shape) for key, t in expected.items() if key != REVISION_KEY}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, shape in found.items():
+        first = folding.BLOCK.match(key)
+        if first is None:
+            shapes[key] = shape
+        elif key not in shapes:
+            block = {
+                k.removeprefix(first[0]): s for k, s in found.items() if k.startswith(first[0])
+            }
+            stage = first[0].removesuffix("0.")
+            for index in range(config.depths[int(stage.split(".")[1])]):
+                shapes.update({f"{stage}{index}.{name}": s for name, s in block.items()})
     return MappingProxyType(shapes)
 
 

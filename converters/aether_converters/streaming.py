@@ -206,12 +206,21 @@ def _windows(
         if windows[0][0].shape[2] <= 2 * radius:
             kept = windows.pop()
         else:
-            last = [part[:, :, -2 * radius :] for part in windows[0]]
-            kept = [rows.clone(memory_format=torch.channels_last) for rows in last]
-            del last
+            kept = _last_rows(windows[0], 2 * radius, kept)
             yield step(windows.pop())
     if kept is not None:
         yield step([torch.cat([rows, _zeros(rows, radius)], dim=2) for rows in kept])
+
+
+def _last_rows(window: Parts, rows: int, kept: Parts | None) -> Parts:
+    """Copies of the last rows, where it can be in the memory of those of the window before.
+
+    What stays between what comes and goes would leave gaps in memory.
+    """
+    last = [part[:, :, -rows:] for part in window]
+    if kept is None or kept[0].shape != last[0].shape:
+        return [part.clone(memory_format=torch.channels_last) for part in last]
+    return [old.copy_(new) for old, new in zip(kept, last, strict=True)]
 
 
 def _overlapping(bands: Bands, radius: int) -> Iterator[tuple[Tensor, int, int]]:
