@@ -770,6 +770,8 @@ class Block(nn.Module):
         widths = [part.shape[1] for part in parts]
         if isinstance(self.norm, SampleNorm):
             convolved = in_parts(self.norm(joined(convolved)), widths)
+        # Not every backend keeps the order; strips of another one would be copies.
+        convolved = [y.contiguous(memory_format=torch.channels_last) for y in convolved]
         norm = self.norm if isinstance(self.norm, ChannelNorm) else None
         gates = [part.gates for part in (self.channel_attn, self.spatial_attn) if part is not None]
         ffn: RowMap | None = None

@@ -114,6 +114,16 @@ def test_an_unfused_network_convolves_once_in_inference():
     torch.testing.assert_close(found, plain(model)(image), atol=1e-5, rtol=1e-5)
 
 
+def test_convolutions_may_give_another_order_of_memory():
+    model = network("G1")
+    (block, *_) = blocks(model)
+    x = picture(1, model.config.embed_dim, 9, 8).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        (convolved,) = block.conv.of_parts([x])
+        (found,) = block.mix([x], [convolved.contiguous()])
+        torch.testing.assert_close(found, block(x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_large_kernels_are_fast_in_16_bits_too(dtype: torch.dtype):
     model = network("G1", lk_kernel=21, sk_kernel=3).to(dtype)
