@@ -422,7 +422,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         # safetensors' own types come through untyped.
         with cast(Any, safetensors).safe_open(str(path), framework="pt", device="cpu") as file:
             header: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not iterable
     except (
         safetensors.SafetensorError,
         RuntimeError,

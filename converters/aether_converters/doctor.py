@@ -291,7 +291,7 @@ def _extras() -> Iterator[Row]:
             elif module:
                 try:
                     importlib.import_module(module)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001  reported with the others
                     broken.append(f"{name} cannot be imported ({_in_words(error)})")
         command = _pip(f'install "{NAME}[{extra}]"')
         if broken:

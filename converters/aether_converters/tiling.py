@@ -18,7 +18,6 @@ from aether_converters.upscalers import Image, Streamer, Upscaler
 MEMORY: Final = 2**30  # bytes of activations per tile, unless the caller says otherwise
 SMALLEST_CORE: Final = 32  # px that a tile must add, so that its overlap is worth computing
 WHOLE_PIXELS: Final = 2**18  # up to which bands gain nothing
-TWICE_AS_SLOW: Final = 14_000  # px of width for which a px takes twice the time of a narrow column
 MOST_COLUMNS: Final = 16  # that are considered where fewer fit into memory
 
 
@@ -170,18 +169,18 @@ def _plan_columns(
 ) -> TilePlan:
     """Columns of the whole height that fit into memory, as many as take the least time.
 
-    Wide columns have low bands, which outgrow caches; narrow ones compute more overlap.
+    Narrow columns compute more overlap, and wide ones may take longer for each px.
     """
     least = min(2 * margin + max(margin, SMALLEST_CORE), width)
     fitting = bisect_right(range(least, width + 1), memory, key=streamer.memory)
     widest = least + max(fitting - 1, 0)
 
-    def work(column: int) -> int:
+    def work(column: int) -> float:
         seen = sum(span.stop - span.start for span in split_axis(width, column, margin))
-        return seen * (TWICE_AS_SLOW + column)
+        return seen * streamer.time(column)
 
     # (width - 2 * margin) / count px are new in each of so many columns.
-    columns = [math.ceil((width - 2 * margin) / n) + 2 * margin for n in range(1, MOST_COLUMNS)]
+    columns = [math.ceil((width - 2 * margin) / n) + 2 * margin for n in range(1, MOST_COLUMNS + 1)]
     column = min([widest, *(c for c in columns if least <= c < widest)], key=work)
     return TilePlan(
         rows=split_axis(height, height, margin),

@@ -18,7 +18,13 @@ from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
 from aether_converters.providers import ProviderOptions
-from aether_converters.streaming import can_stream, rows_per_band, stream, streaming_bytes
+from aether_converters.streaming import (
+    can_stream,
+    rows_per_band,
+    stream,
+    streaming_bytes,
+    time_per_pixel,
+)
 from aether_core import AetherConfig, build_network
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
@@ -48,12 +54,14 @@ class Streamer:
     Attributes:
         rows: Rows of a band for a picture of so many px in width.
         memory: Peak memory for a picture of so many px in width, in bytes.
+        time: What a px of a picture of so many px in width takes, relative to another width.
         run: (1, C_in, rows, W) float32 bands in [0, 1], from top to bottom, to
             (1, C_out, rows, scale * W) bands, together scale * H rows.
     """
 
     rows: Callable[[int], int]
     memory: Callable[[int], int]
+    time: Callable[[int], float]
     run: Callable[[Iterable[Image]], Iterator[Image]] = field(repr=False)
 
 
@@ -263,7 +271,11 @@ def _open_checkpoint(path: Path, format: Format, device: str, constants: Constan
         details={"tensors": len(network.state_dict)},
         run=run,
         streamer=Streamer(
-            rows=rows_per_band, memory=partial(streaming_bytes, config), run=run_bands
+            rows=rows_per_band,
+            memory=partial(streaming_bytes, config),
+            # Other devices have no caches that a wide band outgrows.
+            time=time_per_pixel if torch.device(device).type == "cpu" else lambda _: 1.0,
+            run=run_bands,
         )
         if can_stream(config)
         else None,
