@@ -401,8 +401,9 @@ class Linear(nn.Linear, Quantisable):
         return F.conv2d(input, weight[:, :, None, None], self.bias)
 
     def map_rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Map (pixels, C_in) to (pixels, C_out), in the memory of `out` if it is given."""
-        return torch.addmm(self.bias, rows, self.weight.t(), out=out)
+        """Map (pixels, C_in) to (pixels, C_out) in their dtype, in `out` if it is given."""
+        weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
+        return torch.addmm(bias, rows, weight.t(), out=out)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -411,11 +412,12 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each pixel over its channels; shape and memory format are kept."""
         channels_last = input.permute(0, 2, 3, 1)  # (N, H, W, C), a view in channels-last memory
-        return self.map_rows(channels_last).permute(0, 3, 1, 2)
+        return super().forward(channels_last).permute(0, 3, 1, 2)
 
     def map_rows(self, rows: Tensor) -> Tensor:
-        """Normalise (..., C) over its last dimension."""
-        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps)
+        """Normalise (pixels, C) over its channels, in the dtype of `rows`."""
+        weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
+        return F.layer_norm(rows, self.normalized_shape, weight, bias, self.eps)
 
 
 class SampleNorm(nn.Module):
@@ -479,6 +481,7 @@ def subtract_mean(x: Tensor, mean: Tensor) -> Tensor:
 @torch.fx.wrap
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The affine map x * scale + shift, by channel; in the form of `subtract_mean`."""
+    scale, shift = scale.to(x.dtype), shift.to(x.dtype)
     zeros = torch.zeros_like(scale)
     return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
@@ -518,14 +521,19 @@ def part_widths(channels: int, kernel: int, x: Tensor) -> list[int]:
 
 
 def in_parts(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """The channels of channels-last x (N, C, H, W) in parts of these widths, channels-last too."""
-    if len(widths) == 1:
-        return [x]
-    return [part.clone(memory_format=torch.channels_last) for part in _split(x, widths, dim=1)]
+    """The channels of channels-last x (N, C, H, W) in parts of these widths, channels-last too.
+
+    On a CPU they are in float32 at least, which few depthwise convolutions are slower in.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
+    return [
+        part.to(dtype, memory_format=torch.channels_last, copy=len(widths) > 1)
+        for part in _split(x, widths, dim=1)
+    ]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """What `in_parts` has parted."""
+    """The channels of all parts, in their dtype."""
     return torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -568,9 +576,8 @@ class ReparamConv(Quantisable):
         self, parts: Sequence[Tensor], padding: tuple[int, int] | None = None
     ) -> list[Tensor]:
         """`forward` of channels in parts (N, c, H, W), or with other zeros in px of both sizes."""
-        kernel, bias = self._kernel(), self._bias()
-        if parts[0].device.type == "cpu":  # which is fast in few other types
-            kernel, bias = _wide(kernel), _wide(bias)
+        dtype = parts[0].dtype
+        kernel, bias = self._kernel().to(dtype), self._bias().to(dtype)
         widths = [part.shape[1] for part in parts]
         convolved: list[Tensor] = []
         for part, weight, shift in zip(
@@ -583,7 +590,7 @@ class ReparamConv(Quantisable):
                 padding=padding or kernel.shape[-1] // 2,
                 groups=len(weight),
             )
-            convolved.append(in_fast_order(convolve, part.to(kernel.dtype)).to(part.dtype))
+            convolved.append(in_fast_order(convolve, part))
         return convolved
 
     def _kernel(self) -> Tensor:
@@ -641,30 +648,41 @@ class GatedFFN(Quantisable):
         return y
 
     def row_map(self, rows: Tensor) -> RowMap:
-        """What maps (pixels, C) to the same shape, in the dtype and on the device of `rows`."""
-        fused = fused_linear(rows)
+        """What maps rows such as these, in the dtype of the weights where that is fast."""
+        dtype = self.fc2.weight.dtype
+        if rows.device.type == "cpu" and dtype == torch.float16:
+            dtype = rows.dtype
+        map_rows = self._fused_map(dtype) or self._map_rows
+        if rows.dtype == dtype:
+            return map_rows
+        return lambda rows, _: map_rows(rows.to(dtype), None).to(rows.dtype)
+
+    def _fused_map(self, dtype: torch.dtype) -> RowMap | None:
+        fused = fused_linear(dtype, self.fc2.weight.device)
         if fused is None:
-            return self._map_rows
-        layers = (self.fc1_gate, self.fc1_main, self.fc2)
+            return None
         # In the order in memory that oneDNN takes as it is; made anew each time, which costs less
         # than 1%, since a copy that is kept would not notice when weights change.
-        gate, main, last = (layer.weight.detach().t().contiguous().t() for layer in layers)
+        (gate, gate_bias), (main, main_bias), (last, last_bias) = (
+            (layer.weight.detach().to(dtype).t().contiguous().t(), layer.bias.detach().to(dtype))
+            for layer in (self.fc1_gate, self.fc1_main, self.fc2)
+        )
         activation = FUSED_ACTIVATIONS[self.activation]
 
-        def map_rows(rows: Tensor, _: Tensor) -> Tensor:
-            hidden = fused(rows, gate, self.fc1_gate.bias, *activation)
-            hidden = fused.binary(rows, hidden, main, self.fc1_main.bias, "mul")
-            return fused(hidden, last, self.fc2.bias, "none", [], "")
+        def map_rows(rows: Tensor, _: Tensor | None) -> Tensor:
+            hidden = fused(rows, gate, gate_bias, *activation)
+            hidden = fused.binary(rows, hidden, main, main_bias, "mul")
+            return fused(hidden, last, last_bias, "none", [], "")
 
         return map_rows
 
-    def _map_rows(self, rows: Tensor, out: Tensor) -> Tensor:
+    def _map_rows(self, rows: Tensor, out: Tensor | None) -> Tensor:
         product = self.activation(self.fc1_gate.map_rows(rows)).mul_(self.fc1_main.map_rows(rows))
         return self.fc2.map_rows(product, out)
 
 
-RowMap = Callable[[Tensor, Tensor], Tensor]
-"""Maps (pixels, C) to the same shape, if it can in the memory of the second argument."""
+RowMap = Callable[[Tensor, Tensor | None], Tensor]
+"""Maps (pixels, C) to the same shape and dtype, if it can in the memory of the second argument."""
 
 
 FUSED_ACTIVATIONS: Final[Mapping[object, tuple[object, ...]]] = {
@@ -674,14 +692,19 @@ FUSED_ACTIVATIONS: Final[Mapping[object, tuple[object, ...]]] = {
 """What oneDNN calls them."""
 
 
-def fused_linear(rows: Tensor) -> Any | None:
+def fused_linear(dtype: torch.dtype, device: torch.device) -> Any | None:
     """The operator for linear maps and what follows them that torch.compile too takes on a CPU."""
-    needed = {torch.float32: "AVX", torch.bfloat16: "AVX512"}.get(rows.dtype)
+    needed = {torch.float32: "AVX", torch.bfloat16: "AVX512"}.get(dtype)
     if needed is None or not CPU.startswith(needed):
         return None
-    if rows.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+    if device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def in_own_dtype(layers: nn.Module, x: Tensor) -> Tensor:
+    """What layers make of x, computed in the dtype of their weights and given in that of x."""
+    return layers(x.to(next(layers.parameters()).dtype)).to(x.dtype)
 
 
 class ChannelAttention(nn.Module):
@@ -701,8 +724,9 @@ class ChannelAttention(nn.Module):
 
     def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The weights (N, c, 1, 1) of channels in parts (N, c, H, W)."""
-        means = [part.mean(dim=(2, 3), keepdim=True) for part in parts]
-        return _split(self.fc(joined(means)), [part.shape[1] for part in parts], dim=1)
+        means = joined([part.mean(dim=(2, 3), keepdim=True) for part in parts])
+        weights = in_own_dtype(self.fc, means)
+        return _split(weights, [part.shape[1] for part in parts], dim=1)
 
 
 class SpatialAttention(nn.Module):
@@ -715,15 +739,15 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * self._gate(x)
+        return x * torch.sigmoid(self.conv(self._pooled(x)))
 
     def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The weights (N, 1, H, W) of the pixels of each part (N, c, H, W): of all the same."""
-        return [self._gate(joined(parts))] * len(parts)
+        pooled = self._pooled(joined(parts))
+        return [torch.sigmoid(in_own_dtype(self.conv, pooled))] * len(parts)
 
-    def _gate(self, x: Tensor) -> Tensor:
-        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return torch.sigmoid(self.conv(pooled))
+    def _pooled(self, x: Tensor) -> Tensor:
+        return torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
 
 
 def _norm(config: AetherConfig, eps: float) -> nn.Module | None:
@@ -803,7 +827,7 @@ class Block(nn.Module):
 _is_compiling: Final[Callable[[], bool]] = getattr(torch.compiler, "is_compiling", lambda: False)
 """Whether torch.compile or torch.export is looking; torch 2.1 cannot say."""
 
-STRIP_BYTES: Final = 2**21
+STRIP_BYTES: Final = 3 * 2**20
 """Of one hidden activation of a feed-forward: what a few of them take fits into a cache."""
 
 
@@ -824,12 +848,11 @@ def may_overwrite(x: Tensor, weights: Iterable[Tensor]) -> bool:
     return one_dtype and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def strips(parts: Sequence[Tensor], pixels: int) -> Iterator[list[Tensor]]:
-    """Views (at most `pixels`, c) of channels-last parts (N, c, H, W); all pixels, off the CPU."""
+def strips(parts: Sequence[Tensor], pixels: int) -> Iterator[tuple[Tensor, ...]]:
+    """Views (about `pixels`, c) of channels-last parts (N, c, H, W); all pixels, off the CPU."""
     rows = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in parts]  # views
-    at_once = pixels if rows[0].device.type == "cpu" else len(rows[0])
-    for start in range(0, len(rows[0]), at_once):
-        yield [part[start : start + at_once] for part in rows]
+    count = max(round(len(rows[0]) / pixels), 1) if rows[0].device.type == "cpu" else 1
+    return zip(*(part.tensor_split(count) for part in rows), strict=True)
 
 
 def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) -> Tensor:
@@ -1001,7 +1024,7 @@ class AetherNet(nn.Module):
                 for block in cast("Iterable[Block]", stage):
                     parts = block.infer(parts)
                 if self.config.stage_fusion != "none" or index + 1 == len(self.layers):
-                    x = joined(parts)
+                    x = joined(parts).to(x.dtype)
             if self.config.stage_fusion == "raw":
                 stages.append(x)
             elif self.config.stage_fusion == "project":

@@ -100,7 +100,7 @@ def test_without_the_operators_of_onednn_it_gives_the_same(
     image = picture(1, 3, 13, 17)
     with torch.inference_mode():
         expected = model(image)
-        monkeypatch.setattr("aether_core.fused_linear", lambda _: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        monkeypatch.setattr("aether_core.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
         torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -125,13 +125,26 @@ def test_convolutions_may_give_another_order_of_memory():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_large_kernels_are_fast_in_16_bits_too(dtype: torch.dtype):
-    model = network("G1", lk_kernel=21, sk_kernel=3).to(dtype)
-    x = picture(1, 16, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
-    (block, *_) = blocks(model)
-    with torch.inference_mode(), Operators() as seen:
-        block.conv.of_parts([x])
-    assert seen.dtypes == {torch.float32}
+@pytest.mark.parametrize("revision", ["G1", "G2a", "G4", "G5f"])
+def test_blocks_keep_float32_between_linear_maps_in_16_bits(revision: str, dtype: torch.dtype):
+    attention = PUBLISHED[revision].attention
+    model = network(
+        revision, lk_kernel=21, sk_kernel=3, channel_attn=attention, spatial_attn=attention
+    )
+    image = picture(1, 3, 13, 17)
+    with torch.inference_mode():
+        expected = model(image)
+        model.to(dtype)
+        with Operators() as seen:
+            found = model(image.to(dtype))
+    assert found.dtype == dtype
+    depthwise = {
+        dtype for shape, dtype in zip(seen.convolved, seen.dtypes, strict=True) if shape[1] == 1
+    }
+    assert depthwise == {torch.float32}
+    plain_error = (plain(model.float())(image) - expected).abs().mean()
+    error = (found.float() - expected).abs().mean()
+    assert error < plain_error + torch.finfo(dtype).eps  # of the weights, and of the last pixels
 
 
 @pytest.mark.parametrize("strip", [1, 7, 10**9])
@@ -265,14 +278,14 @@ class Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.convolved: list[tuple[int, ...]] = []
-        self.dtypes: set[torch.dtype] = set()
+        self.dtypes: list[torch.dtype] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if "conv" in func.overloadpacket.__name__:
             self.convolved.append(tuple(args[1].shape))
-            self.dtypes |= {args[0].dtype, args[1].dtype}
+            self.dtypes.append(torch.promote_types(args[0].dtype, args[1].dtype))
         return func(*args, **(kwargs or {}))
 
 
@@ -316,7 +329,7 @@ def test_a_block_makes_few_passes_beside_convolutions_and_norm(
     monkeypatch: pytest.MonkeyPatch,
 ):
     if not fused:
-        monkeypatch.setattr("aether_core.fused_linear", lambda _: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        monkeypatch.setattr("aether_core.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     model = network(
         revision,
         embed_dim=16,

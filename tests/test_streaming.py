@@ -43,6 +43,15 @@ def test_bands_give_what_the_whole_gives(case: str, size: tuple[int, int]):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("case", ["g1-fused-4x", "g2b-fused-4x"])
+def test_bands_keep_the_dtype_of_the_network(case: str):
+    model = network(case).to(torch.bfloat16)
+    image = picture(model, 40, 33).to(torch.bfloat16)
+    with torch.inference_mode():
+        found = torch.cat(list(stream(model, bands_of(image, 7))), dim=2)
+        torch.testing.assert_close(found, model(image), atol=0.05, rtol=0)
+
+
 def test_results_come_as_soon_as_their_rows_are_known():
     model = network("g1-fused-4x")
     taken = 0

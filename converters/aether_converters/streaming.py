@@ -126,6 +126,7 @@ def _body(network: AetherNet, bands: Bands) -> Bands:
     """All stages, combined."""
     fusion = network.config.stage_fusion
     radius = network.config.lk_kernel // 2
+    dtype = network.conv_after_body.weight.dtype
     stages: list[Bands] = []
     parts: Iterator[Parts] = (in_parts(band, network.part_widths(band)) for band in bands)
     for index, stage in enumerate(network.layers):
@@ -134,17 +135,17 @@ def _body(network: AetherNet, bands: Bands) -> Bands:
         if fusion != "none":
             narrow: Step = network.fusion_convs[index] if fusion == "project" else nn.Identity()
             if index + 1 < len(network.layers):
-                parts, kept = _now_and_later(parts, partial(_narrowed, narrow))
+                parts, kept = _now_and_later(parts, partial(_narrowed, narrow, dtype))
                 stages.append(kept)
             else:
-                stages.append(map(partial(_narrowed, narrow), parts))
+                stages.append(map(partial(_narrowed, narrow, dtype), parts))
     if not stages:
-        return map(joined, parts)
+        return (joined(band).to(dtype) for band in parts)
     return (network.fusion_conv(torch.cat(rows, dim=1)) for rows in _aligned(stages))
 
 
-def _narrowed(narrow: Step, parts: Parts) -> Tensor:
-    return narrow(joined(parts))
+def _narrowed(narrow: Step, dtype: torch.dtype, parts: Parts) -> Tensor:
+    return narrow(joined(parts).to(dtype))
 
 
 Band = TypeVar("Band", Tensor, Parts)
