@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.verification import structured_image
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.network import read_network
+from tests.published import REVISIONS, draw
 from tests.tiny import tiny
 
 
@@ -32,11 +33,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def onnx_io(model: onnx.ModelProto) -> tuple[list[int | str], list[int | str]]:
-    def dims(value: onnx.ValueInfoProto) -> list[int | str]:
-        return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
-    return dims(model.graph.input[0]), dims(model.graph.output[0])
+
+def onnx_io(model: onnx.ModelProto) -> tuple[list[int | str], list[int | str]]:
+    return dims_of(model.graph.input[0]), dims_of(model.graph.output[0])
 
 
 def test_convert_writes_every_format_in_every_precision_under_the_community_s_names(
@@ -223,6 +225,57 @@ def test_chainner_finds_the_scale_by_fixing_the_input_and_inferring_shapes(
         dim.dim_value = size
     inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     assert onnx_io(inferred)[1] == [1, 3, 2 * side, 2 * side]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("revision", ["G1", "G5f"])
+def test_shapes_inside_the_graph_are_named_and_true(
+    tmp_path: Path, revision: str, scale: int, precision: Any
+):
+    attention = REVISIONS[revision].attention
+    state = draw(revision, scale=scale, channel_attn=attention, spatial_attn=attention)
+    torch.save(state, tmp_path / "model.pth")
+    report = convert(tmp_path / "model.pth", tmp_path, to=["onnx"], precision=[precision])
+    model = onnx.load(report.artefacts[0].path)
+    described = {value.name: dims_of(value) for value in model.graph.value_info}
+    hidden = {out for node in model.graph.node for out in node.output if ".ffn." in out}
+    assert hidden
+    assert hidden <= set(described)
+    model.graph.output.extend(model.graph.value_info)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    dtype = np.float16 if precision == "fp16" else np.float32
+    for batch, height, width in ((2, 5, 9), (1, 1, 1)):
+        image = np.zeros((batch, 3, height, width), dtype)
+        results = cast("list[np.ndarray[Any, Any]]", session.run(list(described), {"input": image}))
+        sizes = {"batch": batch, "height": height, "width": width}
+        sizes |= {
+            f"{name}_{k}x": k * size for name, size in list(sizes.items()) for k in range(2, 9)
+        }
+        for dims, result in zip(described.values(), results, strict=True):
+            found = list(result.shape)
+            assert [sizes[dim] if isinstance(dim, str) else dim for dim in dims] == found
+
+
+def test_onnxruntime_keeps_the_feed_forward_in_its_own_order_of_memory(tmp_path: Path):
+    torch.save(tiny().state_dict(), tmp_path / "model.pth")
+    report = convert(tmp_path / "model.pth", tmp_path, to=["onnx"], precision=["fp32"])
+    options = cast(Any, onnxruntime).SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        str(report.artefacts[0].path), options, providers=["CPUExecutionProvider"]
+    )
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    if not any(node.domain == "com.microsoft.nchwc" for node in nodes):
+        pytest.skip("onnxruntime has no such order for this CPU")
+    makers = {node.output[0]: node for node in nodes}
+    products = [node for node in nodes if node.op_type == "Mul"]
+    assert products
+    for node in products:
+        assert {makers[name].op_type for name in node.input}.isdisjoint({"ReorderOutput"})
 
 
 @pytest.mark.parametrize("scale", [3, 4, 8])

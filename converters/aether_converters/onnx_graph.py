@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
+from aether_converters.onnx_shapes import name_shapes
 from aether_core import joined_weights, sample_deviation, scale_and_shift, subtract_mean
 
 OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
@@ -395,6 +396,8 @@ def build_onnx(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
+    if shape is None and not layer_by_layer:
+        name_shapes(model)
     if metadata:
         helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
