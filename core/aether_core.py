@@ -500,24 +500,31 @@ def in_fast_order(depthwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 CPU: Final = torch.backends.cpu.get_cpu_capability()
 """The instructions that torch uses, such as AVX512."""
 
-CPU_PARTS: Final = (48, 16)  # channels, three vectors of AVX-512 and one
-CPU_UNROLLED: Final = range(9, 16)  # px, sides of kernels
+CPU_PARTS: Final[Mapping[str, tuple[range, int, int]]] = {
+    "AVX512": (range(9, 16), 48, 16),
+    "AVX2": (range(9, LARGEST_KERNEL + 1), 16, 16),
+}
+"""Of instructions: sides of kernels in px that gain by parts, channels of a part, of long rows."""
+
 CPU_ROWS_BYTES: Final = 2**21  # of the rows that a kernel sees at a time, so that they stay cached
 
 
 def part_widths(channels: int, kernel: int, x: Tensor) -> list[int]:
     """Into how many channels each to part x, so that its depthwise convolutions are fast.
 
-    With AVX-512, oneDNN writes out all multiplications of `CPU_UNROLLED` kernels. For all channels
-    this code is larger than the instruction cache, and runs 2 to 4 times as fast for a part. Three
-    vectors make the fewest parts, one keeps the rows of wide pictures in the cache.
+    oneDNN writes out the multiplications of a kernel for as many channels as it is given, which is
+    likely to be more code than the CPU caches: for a part it runs 1.5 (AVX2) to 4 times (AVX-512)
+    as fast. Three vectors of AVX-512 make fewer parts than one, which keeps long rows cached.
     """
-    if x.device.type == "cpu" and CPU.startswith("AVX512") and kernel in CPU_UNROLLED:
-        many, few = CPU_PARTS
-        row = 4 * x.shape[-1] * kernel
-        width = many if row * many <= CPU_ROWS_BYTES else few
-        return [min(width, channels - start) for start in range(0, channels, width)]
-    return [channels]
+    kernels, width, of_long_rows = next(
+        (parts for instructions, parts in CPU_PARTS.items() if CPU.startswith(instructions)),
+        (range(0), channels, channels),
+    )
+    if x.device.type != "cpu" or kernel not in kernels:
+        return [channels]
+    if 4 * x.shape[-1] * kernel * width > CPU_ROWS_BYTES:
+        width = of_long_rows
+    return [min(width, channels - start) for start in range(0, channels, width)]
 
 
 def in_parts(x: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -26,6 +26,10 @@ def activation_shapes(model: ModelProto, shape: Shape) -> Mapping[str, Shape]:
 
     Empty where the shapes do not follow from it. The model stays as it is.
     """
+    return {value.name: _sizes(value) for value in _activations(model, shape)}
+
+
+def _activations(model: ModelProto, shape: Shape) -> list[ValueInfoProto]:
     skeleton = _without_weights(model)
     dims = image_input(skeleton).type.tensor_type.shape.dim
     for dim, size in zip(dims, shape, strict=True):
@@ -35,11 +39,12 @@ def activation_shapes(model: ModelProto, shape: Shape) -> Mapping[str, Shape]:
     try:
         graph = shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
     except shape_inference.InferenceError:
-        return {}
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output)
-    }
+        return []
+    return [*graph.value_info, *graph.output]
+
+
+def _sizes(value: ValueInfoProto) -> Shape:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def name_shapes(model: ModelProto) -> None:
@@ -56,13 +61,14 @@ def name_shapes(model: ModelProto) -> None:
     picture = image_input(model).type.tensor_type
     batch, _, height, width = (dim.dim_param for dim in picture.shape.dim)
     channels = picture.shape.dim[1].dim_value
-    shapes = activation_shapes(model, (PROBE[0], channels, *PROBE[1:]))
     known = {value.name for value in model.graph.output}
-    for name, shape in shapes.items():
-        dims = [batch, *(_named(size, height, width) for size in shape[1:])]
+    for value in _activations(model, (PROBE[0], channels, *PROBE[1:])):
+        sizes = _sizes(value)
+        dims = [batch, *(_named(size, height, width) for size in sizes[1:])]
         fixed = sum(isinstance(dim, int) for dim in dims)
-        if name not in known and len(shape) == 4 and shape[0] == PROBE[0] and fixed == 1:
-            described = helper.make_tensor_value_info(name, picture.elem_type, dims)
+        if value.name not in known and len(sizes) == 4 and sizes[0] == PROBE[0] and fixed == 1:
+            dtype = value.type.tensor_type.elem_type
+            described = helper.make_tensor_value_info(value.name, dtype, dims)
             model.graph.value_info.append(described)
 
 
