@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,7 @@ from aether_core import (
 )
 from aether_spandrel.network import float_weights, fuse
 from tests import golden_cases
+from tests.named_shapes import true_shapes
 from tests.tiny import tiny
 
 
@@ -94,8 +96,9 @@ def psnr(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("everything", [False, True])
-def test_a_file_computes_what_the_plan_says(target: Target, everything: bool):
-    network = recentred(fused_tiny())
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_file_computes_what_the_plan_says(target: Target, everything: bool, scale: int):
+    network = recentred(fused_tiny(scale=scale))
     plan = planned(network, target, everything=everything)
     with torch.inference_mode():
         expected, exact = simulate(network, plan)(picture()), network(picture()).clamp(0, 1)
@@ -202,6 +205,17 @@ def test_onnxruntime_computes_the_cpu_target_in_integers(tmp_path: Path):
     assert "DepthToSpace" in {node.op_type for node in optimised.graph.node}
     products = [node.op_type for node in optimised.graph.node].count("QLinearMul")
     assert products == len(plan.activations) == network.config.blocks
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_shapes_inside_an_int8_file_are_named_and_true(target: Target, scale: int):
+    network = recentred(fused_tiny(scale=scale))
+    model = exported(network, planned(network, target))
+    results = (name for node in model.graph.node for name in node.output)
+    layers = {name for name in results if re.search(r"\.fc\w+(\.biased)?\.out$", name)}
+    assert len(layers) >= 3 * network.config.blocks
+    assert layers <= set(true_shapes(model))
 
 
 def test_the_cpu_target_gives_8_bit_pixels():

@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from aether_converters.onnx_graph import OUTPUT, Graph
+from aether_converters.onnx_shapes import name_shapes
 from aether_converters.quantisation import (
     LAST,
     MAIN,
@@ -65,6 +66,7 @@ def quantise(model: ModelProto, plan: QuantisationPlan) -> ModelProto:
         ir_version=model.ir_version,
     )
     quantised.metadata_props.extend(model.metadata_props)
+    name_shapes(quantised)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
 

@@ -396,7 +396,7 @@ def build_onnx(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    if shape is None and not layer_by_layer:
+    if not layer_by_layer:
         name_shapes(model)
     if metadata:
         helper.set_model_props(model, dict(metadata))

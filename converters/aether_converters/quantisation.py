@@ -7,6 +7,7 @@ the same tensors to the same grids, so what calibration measures is what a file 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -295,8 +296,5 @@ def shuffled_into(config: AetherConfig) -> dict[str, str]:
     """By layer whose result reaches another layer unchanged but for its order: that layer."""
     steps = len(SCALES[config.scale]) if config.head_widths is None else len(config.head_widths)
     heads = [f"upsample.{2 * index}" for index in range(steps)]
-    after = [*heads[1:], LAST]
-    straight = dict(zip(heads, after, strict=True))
-    if not config.head_activation:
-        straight["conv_before_upsample.0"] = heads[0] if heads else LAST
-    return straight
+    first = [] if config.head_activation else ["conv_before_upsample.0"]
+    return dict(itertools.pairwise([*first, *heads, LAST]))
