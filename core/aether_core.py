@@ -530,7 +530,7 @@ def part_widths(channels: int, kernel: int, x: Tensor) -> list[int]:
 def in_parts(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """The channels of channels-last x (N, C, H, W) in parts of these widths, channels-last too.
 
-    On a CPU they are in float32 at least, which few depthwise convolutions are slower in.
+    On a CPU they are in float32 at least: depthwise convolutions of other dtypes are slow there.
     """
     dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
     return [

@@ -95,6 +95,16 @@ def test_the_figures_are_those_of_the_files(folder: Path, facts: dict[str, Any])
     assert facts["effort"]["macs"] == module_macs(fused(), (1, 3, *facts["effort"]["size"]))
 
 
+def test_files_that_give_the_same_results_are_looked_at_once(tmp_path: Path):
+    torch.save(tiny().state_dict(), tmp_path / "model.pth")
+    report = convert(tmp_path / "model.pth", tmp_path / "out", report=True)
+    speeds = {(a.format, a.precision): a.speed for a in report.artefacts}
+    assert speeds["pth", "fp32"] is speeds["safetensors", "fp32"]
+    assert speeds["pth", "fp16"] is speeds["safetensors", "fp16"]
+    assert len(speeds) == 6
+    assert len(set(map(id, speeds.values()))) == 4
+
+
 def fused() -> AetherNet:
     return AetherNet(replace(tiny().config, fused=True))
 

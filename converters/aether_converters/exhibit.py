@@ -235,10 +235,15 @@ def measure_speed(upscaler: Upscaler, size: tuple[int, int]) -> Speed | None:
         upscaler.run(image)
         times.append(1e3 * (time.perf_counter() - start))
     counted = times[1:] or times
-    where = "GPU" if upscaler.format == "trt" else upscaler.details.get("provider", "CPU")
     return Speed(
         milliseconds=statistics.median(counted),
         runs=len(counted),
         size=size,
-        computed_by=f"{RUNTIMES[upscaler.format]}, {where}",
+        computed_by=computed_by(upscaler),
     )
+
+
+def computed_by(upscaler: Upscaler) -> str:
+    """Runtime and processor, in words."""
+    where = "GPU" if upscaler.format == "trt" else upscaler.details.get("provider", "CPU")
+    return f"{RUNTIMES[upscaler.format]}, {where}"
