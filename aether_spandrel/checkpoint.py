@@ -399,7 +399,7 @@ def _read_file(path: Path) -> _File:
         "this is not a checkpoint file" if size else "the file is empty",
         expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
         found=_guess_content(head),
-        advice="`aethernet upscale` runs ONNX files, the other commands take checkpoints"
+        advice="this takes checkpoints: `aethernet upscale`, `bench` and `verify` run ONNX files"
         if path.suffix.lower() == ".onnx"
         else "download or copy the file again, and check that it is the model itself",
     )

@@ -43,10 +43,12 @@ class Limit:
         max_difference: Largest absolute difference of a pixel, where white is 1; relative to the
             largest output of networks that go beyond it.
         psnr: Least peak signal-to-noise ratio against the source's output, in dB.
+        advice: What to do about an artefact with less of it.
     """
 
     max_difference: float | None = None
     psnr: float | None = None
+    advice: str = "use the fp32 file"
 
     def in_words(self, peak: float) -> str:
         """The limit for outputs of up to `peak`, in a few words."""
@@ -55,11 +57,15 @@ class Limit:
         return f"PSNR >= {self.psnr:g} dB"
 
 
+INT8: Final = Limit(
+    psnr=35.0, advice="convert with more pictures for --calibration, or with --max-loss 0.05"
+)
+
 ENGINE_LIMITS: Final[Mapping[str, Limit]] = {
     # Sums are taken in another order than PyTorch takes them, by kernels that the builder chose.
-    "fp32": Limit(psnr=80.0),
+    "fp32": Limit(psnr=80.0, advice="please report it"),
     "fp16": Limit(psnr=50.0),
-    "int8": Limit(psnr=35.0),
+    "int8": INT8,
 }
 """By precision, for what TensorRT computes on a GPU."""
 
@@ -68,7 +74,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "fp64": Limit(max_difference=2e-5),
     "fp16": Limit(psnr=50.0),
     "bf16": Limit(psnr=35.0),
-    "int8": Limit(psnr=35.0),
+    "int8": INT8,
 }
 """By precision. 50 dB are 0.8 grey levels of 255 (root mean square), which nobody sees."""
 
@@ -440,5 +446,5 @@ def _problem(difference: Difference, limit: Limit) -> str:
         if difference.max > allowed:
             return f"max difference {difference.max:.1e} is above {allowed:.0e}"
     if limit.psnr is not None and difference.psnr < limit.psnr:
-        return f"PSNR {difference.psnr:.1f} dB is below {limit.psnr:g} dB"
+        return f"PSNR {difference.psnr:.1f} dB is below {limit.psnr:g} dB: {limit.advice}"
     return ""
