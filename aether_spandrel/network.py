@@ -139,59 +139,18 @@ def _read_network(
     revision = named_revision(checkpoint.state_dict)
     if revision is not None:
         return _read_canonical(revision, checkpoint, dtype, given)
-    revision = find_revision(checkpoint.entries)
-    if revision is None:
-        raise _no_aethernet(checkpoint.state_dict)
-    if REVISION_KEY in checkpoint.state_dict:
-        raise CheckpointError(
-            "this file names a revision that this version does not know",
-            key=REVISION_KEY,
-            advice="update with: pip install --upgrade aether-spandrel",
-        )
-    if chosen is not None:
-        revision = _chosen_revision(chosen, revision)
+    revision = _recognised(checkpoint, chosen)
     names = _canonical_names(revision, checkpoint.state_dict)
-    unused = re.compile(revision.unused)
-    tensors = {
-        canonical: checkpoint.state_dict[name]
-        for canonical, name in names.items()
-        if not unused.search(name)
-    }
-    try:
-        _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
-        config = _infer_config(revision, tensors)
-        tensors = _checked(_published_shapes(revision, config, tensors), tensors)
-    except CheckpointError as error:
-        if error.key is not None:
-            error.key = checkpoint.prefix + _published_name(revision, names, error.key)
-        raise
+    config, tensors = _inferred(revision, checkpoint, names)
     facts = Facts(revision=revision, config=config, tensors=tensors, qat=checkpoint.qat)
     values, assumed = resolve_constants(facts, checkpoint.metadata, given)
-    if not revision.stored_mean:
-        mean = RGB_MEAN if config.in_chans == 3 else 0.0
-        assumed["mean"] = f"{mean:g}, for {config.in_chans} channels: {revision.name} stores none"
-    if (
-        chosen is None
-        and revision.doubt is not None
-        and (doubt := revision.doubt(checkpoint.entries))
-    ):
-        assumed["revision"] = f"{revision.name}: {doubt}"
-    half_fused = 0
-    if not config.fused:
-        blocks = folding.block_prefixes(tensors)
-        half_fused = sum(folding.is_fused_block(tensors, block) for block in blocks)
+    assumed |= _assumed_beside(revision, checkpoint, config, chosen)
     settled = _settle(facts, values)
     folded = _fold(facts, settled, values)
-    ranges = read_ranges(
-        config,
-        checkpoint.qat_entries,
-        published_name=lambda module: _published_name(
-            revision, names, f"{module}.weight"
-        ).removesuffix(".weight"),
-        img_range=values["img_range"],
-    )
+    ranges = _published_ranges(revision, checkpoint, names, config, values)
     room = _room(folded, config, ranges)
     settled, folded = (divide_main(state, room.divisors) for state in (settled, folded))
+    half_fused = _half_fused(config, tensors)
     if half_fused:
         folded = fuse_state_dict(folded)
         config = replace(config, fused=True)
@@ -214,6 +173,82 @@ def _read_network(
         fits_float16=room.fits,
         half_fused=half_fused,
         ranges=ranges,
+    )
+
+
+def _recognised(checkpoint: Checkpoint, chosen: str | None) -> Revision:
+    """The revision whose keys these are, or the one of the same keys that was chosen."""
+    revision = find_revision(checkpoint.entries)
+    if revision is None:
+        raise _no_aethernet(checkpoint.state_dict)
+    if REVISION_KEY in checkpoint.state_dict:
+        raise CheckpointError(
+            "this file names a revision that this version does not know",
+            key=REVISION_KEY,
+            advice="update with: pip install --upgrade aether-spandrel",
+        )
+    return revision if chosen is None else _chosen_revision(chosen, revision)
+
+
+def _inferred(
+    revision: Revision, checkpoint: Checkpoint, names: Mapping[str, str]
+) -> tuple[AetherConfig, dict[str, Tensor]]:
+    """The configuration that the tensors have, and those of the network by their usual names."""
+    unused = re.compile(revision.unused)
+    tensors = {
+        canonical: checkpoint.state_dict[name]
+        for canonical, name in names.items()
+        if not unused.search(name)
+    }
+    try:
+        _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
+        config = _infer_config(revision, tensors)
+        return config, _checked(_published_shapes(revision, config, tensors), tensors)
+    except CheckpointError as error:
+        if error.key is not None:
+            error.key = checkpoint.prefix + _published_name(revision, names, error.key)
+        raise
+
+
+def _assumed_beside(
+    revision: Revision, checkpoint: Checkpoint, config: AetherConfig, chosen: str | None
+) -> dict[str, str]:
+    """What is taken for granted beside the constants, and why."""
+    assumed: dict[str, str] = {}
+    if not revision.stored_mean:
+        mean = RGB_MEAN if config.in_chans == 3 else 0.0
+        assumed["mean"] = f"{mean:g}, for {config.in_chans} channels: {revision.name} stores none"
+    if (
+        chosen is None
+        and revision.doubt is not None
+        and (doubt := revision.doubt(checkpoint.entries))
+    ):
+        assumed["revision"] = f"{revision.name}: {doubt}"
+    return assumed
+
+
+def _half_fused(config: AetherConfig, tensors: Mapping[str, Tensor]) -> int:
+    """How many blocks are fused already in a network that is not."""
+    if config.fused:
+        return 0
+    return sum(folding.is_fused_block(tensors, b) for b in folding.block_prefixes(tensors))
+
+
+def _published_ranges(
+    revision: Revision,
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    config: AetherConfig,
+    values: Mapping[str, float],
+) -> Ranges:
+    """What training for int8 left, found under the revision's own names."""
+    return read_ranges(
+        config,
+        checkpoint.qat_entries,
+        published_name=lambda module: _published_name(
+            revision, names, f"{module}.weight"
+        ).removesuffix(".weight"),
+        img_range=values["img_range"],
     )
 
 

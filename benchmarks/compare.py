@@ -34,7 +34,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import aether_spandrel
-from aether_converters.benchmark import (
+from aether_converters.errors import ConversionError, require
+from aether_converters.graphs.macs import module_macs
+from aether_converters.measuring.benchmark import (
     Case,
     Size,
     cpu_facts,
@@ -44,10 +46,8 @@ from aether_converters.benchmark import (
     module_case,
     this_machine,
 )
-from aether_converters.errors import ConversionError, require
-from aether_converters.macs import module_macs
-from aether_converters.upscalers import open_upscaler
-from aether_converters.verification import structured_image
+from aether_converters.measuring.verification import structured_image
+from aether_converters.runtimes.opening import open_upscaler
 from aether_spandrel.errors import AetherError
 from published_networks import G1, OTHERS, G5f, fused_tensors, visible
 from report import draw_inference, markdown_table, refresh_page

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from aether_converters.macs import module_macs
-from aether_converters.verification import structured_image
+from aether_converters.graphs.macs import module_macs
+from aether_converters.measuring.verification import structured_image
 from aether_core import AetherNet
 from aether_spandrel import AetherNetArch, load
 from benchmarks.gpu_cost import Gpu, launches, milliseconds

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from aether_core import AetherNet, Block, build_network
 from aether_spandrel import AetherNetArch
 from aether_spandrel.revisions import G1, G5F, Revision
-from tests.published import draw
+from tests.support.published import draw
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARKERS: Final = ("<!-- computed by benchmarks/gpu_cost.py -->", "<!-- end -->")

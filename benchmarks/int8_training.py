@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from aether_converters.calibration import built_in_patches
 from aether_converters.conversion import convert
-from aether_converters.quantising import Int8Options
+from aether_converters.int8.calibration import built_in_patches
+from aether_converters.int8.planning import Int8Options
 from aether_core import (
     AetherNet,
     aether,

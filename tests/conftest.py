@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from aether_converters.nvidia_driver import probe_driver
+from aether_converters.tensorrt.driver import probe_driver
 
 # The tests run in as many processes as there are cores, and their networks are so small that a
 # second thread costs more than it gives; in the commands that they start, too.

@@ -19,11 +19,13 @@ import torch
 
 from aether_converters import ConversionError, open_upscaler
 from aether_converters.atomic import complete_or_nothing
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses limits and users of POSIX")
 
-CONVERT = "import sys; from aether_converters.cli import main; sys.exit(main(sys.argv[1:]))"
+CONVERT = (
+    "import sys; from aether_converters.command_line.main import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from spandrel import ModelLoader
 
 import aether_spandrel
 from aether_converters import ConversionError, convert, open_upscaler, verify
-from aether_converters.verification import structured_image
+from aether_converters.measuring.verification import structured_image
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.network import read_network
-from tests.named_shapes import dims_of, true_shapes
-from tests.published import REVISIONS, draw
-from tests.tiny import tiny
+from tests.support.named_shapes import dims_of, true_shapes
+from tests.support.published import REVISIONS, draw
+from tests.support.tiny import tiny
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader
 from torch import Tensor
 
 from aether_converters import convert, sample, verify
-from aether_converters.cli import main
-from aether_converters.quantising import Int8Options
+from aether_converters.command_line.main import main
+from aether_converters.int8.planning import Int8Options
 from aether_core import AetherNet
-from tests import golden_cases
+from tests.support import golden_cases
 
 
 def load(path: Path) -> ImageModelDescriptor[AetherNet]:

@@ -9,17 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from aether_converters.conversion import Report, convert, verify
+    from aether_converters.card import ModelCard
+    from aether_converters.comparison import verify
+    from aether_converters.conversion import convert
     from aether_converters.errors import (
         ConversionError,
         ImageError,
         MissingExtraError,
         ModelError,
     )
-    from aether_converters.model_card import ModelCard
-    from aether_converters.releasing import release
-    from aether_converters.upscalers import Upscaler, open_upscaler
-    from aether_converters.verification import ArtefactReport
+    from aether_converters.measuring.figures import ArtefactReport
+    from aether_converters.publishing.releasing import release
+    from aether_converters.reports.report import Report
+    from aether_converters.runtimes.opening import open_upscaler
+    from aether_converters.runtimes.upscaler import Upscaler
 
 __all__ = [
     "ArtefactReport",
@@ -39,18 +42,18 @@ __all__ = [
 # Imported when first used: importing torch takes seconds, which `--help` does without, and
 # `doctor` must run where torch is broken.
 _HOMES: Final = {
-    "ArtefactReport": "aether_converters.verification",
+    "ArtefactReport": "aether_converters.measuring.figures",
     "ConversionError": "aether_converters.errors",
     "ImageError": "aether_converters.errors",
     "MissingExtraError": "aether_converters.errors",
-    "ModelCard": "aether_converters.model_card",
+    "ModelCard": "aether_converters.card",
     "ModelError": "aether_converters.errors",
-    "Report": "aether_converters.conversion",
-    "Upscaler": "aether_converters.upscalers",
+    "Report": "aether_converters.reports.report",
+    "Upscaler": "aether_converters.runtimes.upscaler",
     "convert": "aether_converters.conversion",
-    "open_upscaler": "aether_converters.upscalers",
-    "release": "aether_converters.releasing",
-    "verify": "aether_converters.conversion",
+    "open_upscaler": "aether_converters.runtimes.opening",
+    "release": "aether_converters.publishing.releasing",
+    "verify": "aether_converters.comparison",
 }
 
 

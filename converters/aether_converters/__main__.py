@@ -2,7 +2,7 @@
 
 import sys
 
-from aether_converters.cli import main
+from aether_converters.command_line.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from aether_spandrel.torch_pickle import Quantised
-from tests import golden_cases, hostile_files
-from tests.hostile_files import (
+from tests.support import golden_cases, hostile_files
+from tests.support.hostile_files import (
     KINDS,
     Pairs,
     Raw,

@@ -1,0 +1,127 @@
+"""Fused files of a checkpoint: `aethernet convert`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+from aether_converters.command_line.arguments import (
+    CHECKPOINT,
+    FORMATS,
+    PRECISIONS,
+    USUAL_FORMATS,
+    USUAL_PRECISIONS,
+    add_command,
+    card_options,
+    checkpoint_options,
+    list_of,
+    name_part,
+    shape,
+)
+from aether_converters.command_line.engine_options import engine_arguments, engine_options
+from aether_converters.command_line.int8_options import int8_arguments, int8_options
+from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.terminal import (
+    progress,
+)
+from aether_converters.command_line.wildcards import Files
+
+CONVERT: Final = """\
+Convert a checkpoint to fused files for inference. Each file is read back from disk and compared
+with the original network before it gets its name; one that differs is not kept. report.html in the
+same folder shows what was measured.
+
+examples:
+  aethernet convert model.pth                                everything, beside the model
+  aethernet convert model.pth --to onnx --precision fp16     for ChaiNNer, vs-mlrt, TensorRT
+  aethernet convert model.pth --to onnx --shape 1x3x720x1280 one picture size only
+  aethernet convert model.pth --out release/ --force         replace older files
+  aethernet convert model.pth --set res_scale=0.15           a value that the file does not say
+  aethernet convert model.pth --to onnx --precision int8 --int8-target tensorrt,cpu
+  aethernet convert model.pth --to trt --precision fp16      a TensorRT engine for this GPU
+  aethernet convert model.pth --to trt --trt-backend tensorrt-rtx --compute-capability 8.6,8.9
+                                                             built without a GPU, for RTX 30 and 40
+"""
+
+
+def add_convert(commands: Any) -> None:
+    """The command and its arguments."""
+    convert = add_command(
+        commands, "convert", run, "make fused .pth, .safetensors and .onnx files", CONVERT
+    )
+    convert.add_argument("model", type=Path, help=CHECKPOINT)
+    convert.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
+    convert.add_argument(
+        "--to",
+        type=list_of(FORMATS),
+        default=list(USUAL_FORMATS),
+        metavar="FORMATS",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: all but trt)",
+    )
+    convert.add_argument(
+        "--precision",
+        type=list_of(PRECISIONS),
+        default=list(USUAL_PRECISIONS),
+        metavar="PRECISIONS",
+        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
+    )
+    convert.add_argument(
+        "--shape",
+        type=shape,
+        metavar="NxCxHxW",
+        help="write ONNX and engines for this input alone, such as 1x3x720x1280 (default: any)",
+    )
+    convert.add_argument(
+        "--name",
+        type=name_part,
+        help="the model's name in the file names (default: the model's own)",
+    )
+    convert.add_argument("--force", action="store_true", help="replace files that exist")
+    convert.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="write no report.html and report.json",
+    )
+    convert.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders that the report shows (default: a bundled one)",
+    )
+    card_options(convert)
+    int8_arguments(convert)
+    checkpoint_options(convert, strict=True)
+    engine_arguments(convert)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert a checkpoint, and print what was measured."""
+    from aether_converters.card import ModelCard
+    from aether_converters.conversion import convert
+
+    steps = 2 + options.report + len(options.to) * len(options.precision)
+    with progress("converting", steps, quiet=options.quiet) as advance:
+        report = convert(
+            options.model,
+            options.out,
+            to=options.to,
+            precision=options.precision,
+            shape=options.shape,
+            name=options.name,
+            force=options.force,
+            strict=options.strict,
+            progress=advance,
+            int8=int8_options(options),
+            engine=engine_options(options),
+            build_progress=advance.detail,
+            report=options.report,
+            pictures=options.pictures,
+            card=ModelCard(author=options.author, licence=options.licence),
+            **options.constants,
+        )
+    return print_report(report, options, kept="written", dropped="not kept")

@@ -1,0 +1,86 @@
+"""Options of int8."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aether_converters.command_line.arguments import (
+    list_of,
+    positive,
+)
+from aether_converters.command_line.wildcards import Files
+
+if TYPE_CHECKING:
+    from aether_converters.int8.planning import Int8Options
+
+INT8_TARGETS: Final = ("tensorrt", "cpu")
+
+CALIBRATION_METHODS: Final = ("mse", "percentile", "minmax")
+
+
+def int8_arguments(convert: argparse.ArgumentParser) -> None:
+    """Options of `convert --precision int8`."""
+    group = convert.add_argument_group("int8")
+    group.add_argument(
+        "--int8-target",
+        type=list_of(INT8_TARGETS),
+        default=["tensorrt"],
+        metavar="TARGETS",
+        help="who will run it, a file for each: comma-separated, of tensorrt (symmetric int8) and "
+        "cpu (uint8 activations, for onnxruntime) (default: tensorrt)",
+    )
+    group.add_argument(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders like those that the model will upscale, from which the ranges "
+        "come (default: built-in pictures)",
+    )
+    group.add_argument(
+        "--calibration-method",
+        choices=CALIBRATION_METHODS,
+        default="mse",
+        help="how a range follows from the values met (default: mse)",
+    )
+    group.add_argument(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="layers that stay float, such as conv_last or 'layers.0.*'",
+    )
+    group.add_argument(
+        "--int8-all",
+        action="store_true",
+        help="every convolution and linear map, depthwise ones too",
+    )
+    group.add_argument(
+        "--sensitivity", action="store_true", help="measure and list what each layer costs"
+    )
+    group.add_argument(
+        "--max-loss",
+        type=positive,
+        metavar="DB",
+        help="keep layers float until the loss is at most this, such as 0.02",
+    )
+
+
+def int8_options(options: argparse.Namespace) -> Int8Options | None:
+    """How a network becomes int8, or None if nothing was said of it."""
+    from aether_converters.int8.planning import Int8Options
+
+    int8 = Int8Options(
+        targets=tuple(options.int8_target),
+        calibration=tuple(options.calibration),
+        method=options.calibration_method,
+        keep_float=tuple(options.keep_float),
+        everything=options.int8_all,
+        sensitivity=options.sensitivity,
+        max_loss=options.max_loss,
+    )
+    return None if int8 == Int8Options() else int8

@@ -1,0 +1,129 @@
+"""`aethernet release`: a folder to publish."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from aether_converters.command_line.arguments import (
+    CHECKPOINT,
+    FORMATS,
+    PRECISIONS,
+    USUAL_PRECISIONS,
+    add_command,
+    card_options,
+    checkpoint_options,
+    list_of,
+    name_part,
+)
+from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.terminal import FAILED, print_json, progress
+from aether_converters.command_line.wildcards import Files
+
+if TYPE_CHECKING:
+    from aether_converters.publishing.releasing import Release
+
+RELEASE: Final = """\
+Make a folder to publish: the model in every format that the installed extras allow, each verified,
+a model card (README.md), an entry for OpenModelDB, checksums, the report and a picture. What you do
+not say of the model, above all its licence, is not invented.
+
+examples:
+  aethernet release model.pth --out release/ --name MyModel
+  aethernet release model.pth --out release/ --name MyModel --author "A. Uthor" \\
+      --licence CC-BY-4.0 --description "Restores old photographs." --tags photo,restoration
+  aethernet release model.pth --out release/ --pictures photos/     shown on your own pictures
+"""
+
+
+def add_release(commands: Any) -> None:
+    """The command and its arguments."""
+    command = add_command(commands, "release", run, "make a folder to publish", RELEASE)
+    command.add_argument("model", type=Path, help=CHECKPOINT)
+    command.add_argument("--out", type=Path, metavar="FOLDER", required=True)
+    command.add_argument(
+        "--name", type=name_part, help="of the model (default: from the file's name)"
+    )
+    card_options(command)
+    command.add_argument("--description", default="", help="what the model is for, in Markdown")
+    command.add_argument(
+        "--tags",
+        type=_tags,
+        default=(),
+        help="comma-separated, such as photo,restoration; OpenModelDB's own",
+    )
+    command.add_argument(
+        "--to",
+        type=list_of(FORMATS),
+        metavar="FORMATS",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: what is installed, without trt)",
+    )
+    command.add_argument(
+        "--precision",
+        type=list_of(PRECISIONS),
+        default=list(USUAL_PRECISIONS),
+        metavar="PRECISIONS",
+        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
+    )
+    command.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders to show it on (default: a bundled one)",
+    )
+    command.add_argument("--force", action="store_true", help="replace files that exist")
+    checkpoint_options(command, strict=True)
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Release a model."""
+    from aether_converters.card import ModelCard
+    from aether_converters.publishing.releasing import installed_formats, release
+
+    formats = options.to or installed_formats()
+    steps = 4 + len(formats) * len(options.precision)
+    with progress("releasing", steps, quiet=options.quiet) as advance:
+        made = release(
+            options.model,
+            options.out,
+            card=ModelCard(
+                name=options.name or "",
+                author=options.author,
+                licence=options.licence,
+                description=options.description,
+                tags=options.tags,
+            ),
+            to=formats,
+            precision=options.precision,
+            pictures=options.pictures,
+            force=options.force,
+            strict=options.strict,
+            progress=advance,
+            build_progress=advance.detail,
+            **options.constants,
+        )
+    if options.json:
+        print_json(made.as_dict())
+        return FAILED if made.report.failed else 0
+    status = print_report(made.report, options, kept="written", dropped="not kept")
+    if made.report.failed:
+        print("nothing else was written but the report", file=sys.stderr)
+        return status
+    print_rest(made)
+    for text in made.missing:
+        print(f"to do: {text}", file=sys.stderr)
+    return status
+
+
+def print_rest(made: Release) -> None:
+    """Say what was written beside the model files."""
+    print(f"beside them: {', '.join(file.name for file in made.files)}")

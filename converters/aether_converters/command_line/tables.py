@@ -1,0 +1,135 @@
+"""The report of a conversion or verification as tables in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from aether_converters.command_line.terminal import (
+    FAILED,
+    console,
+    fail,
+    print_json,
+    rich_module,
+    table_of,
+)
+
+if TYPE_CHECKING:
+    from aether_converters.measuring.figures import ArtefactReport
+    from aether_converters.reports.report import Report
+
+
+def print_report(report: Report, options: argparse.Namespace, *, kept: str, dropped: str) -> int:
+    """Print a report, and say what becomes of each file; returns the exit status."""
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        escape: Any = rich_module("markup").escape
+        # A long folder would fold every row of a narrow terminal, so one folder is said once.
+        folders = {artefact.path.parent for artefact in report.artefacts}
+        together = len(folders) == 1
+        place = f", in {next(iter(folders))}" if together else ""
+        table = table_of(f"compared with {report.source.path.name}{place}", REPORT_COLUMNS)
+        for artefact in report.artefacts:
+            table.add_row(
+                escape(artefact.path.name if together else str(artefact.path)),
+                f"{artefact.bytes / 2**20:.2f} MiB",
+                *_comparison(artefact),
+                f"[bold]{dropped}[/]" if artefact.problem else kept,
+            )
+        console(sys.stdout).print(table)
+        _print_quantisation(report)
+        for warning in report.source.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    for artefact in report.artefacts:
+        if artefact.problem:
+            fail(f"{artefact.path}: {dropped}: {artefact.problem}")
+        if artefact.not_run:
+            print(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}", file=sys.stderr)
+    return FAILED if report.failed else 0
+
+
+def _comparison(artefact: ArtefactReport) -> tuple[str, str, str]:
+    """Largest difference, PSNR and limit, as far as it was run."""
+    if artefact.not_run:
+        return "-", "-", "not run here"
+    return (
+        f"{artefact.max_difference:.1e}" if artefact.max_difference else "0",
+        f"{artefact.psnr:.1f} dB" if artefact.psnr is not None else "equal",
+        artefact.limit,
+    )
+
+
+def _print_quantisation(report: Report) -> None:
+    """What is in int8, and what each layer costs where that was measured."""
+    for artefact in report.artefacts:
+        if "int8_share" in artefact.details:
+            print(
+                f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
+                f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
+            )
+        for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
+            if name in artefact.details:
+                print(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
+    _print_proofs(report)
+    for target, costs in report.costs.items():
+        table = table_of(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
+        total = sum(cost.macs for cost in costs)
+        for cost in sorted(costs, key=lambda cost: -cost.loss):
+            table.add_row(
+                cost.layer,
+                f"{cost.macs / total:.2%}",
+                f"{cost.loss:.4f} dB",
+                "int8" if cost.quantised else "float",
+            )
+        console(sys.stdout).print(table)
+
+
+def _print_proofs(report: Report) -> None:
+    """How each file upscales the pictures that were given."""
+    proofs = [(a.path.name, proof) for a in report.artefacts for proof in a.pictures]
+    if not proofs:
+        return
+    escape: Any = rich_module("markup").escape
+    table = table_of("picture by picture", PROOF_COLUMNS)
+    for name, proof in proofs:
+        table.add_row(
+            escape(name),
+            escape(proof.picture),
+            "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
+            f"{proof.ssim:.4f}",
+            "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
+            "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
+            "-" if proof.loss is None else f"{proof.loss:.3f} dB",
+        )
+    console(sys.stdout).print(table)
+
+
+PROOF_COLUMNS: Final = (
+    ("file", "left"),
+    ("picture", "left"),
+    ("PSNR to source", "right"),
+    ("SSIM to source", "right"),
+    ("to original", "right"),
+    ("SSIM", "right"),
+    ("loss", "right"),
+)
+
+
+COST_COLUMNS: Final = (
+    ("layer", "left"),
+    ("of all MACs", "right"),
+    ("loss of PSNR", "right"),
+    ("kept in", "left"),
+)
+
+
+REPORT_COLUMNS: Final = (
+    ("file", "left"),
+    ("size", "right"),
+    ("max diff", "right"),
+    ("PSNR", "right"),
+    ("limit", "left"),
+    ("result", "left"),
+)

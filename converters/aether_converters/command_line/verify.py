@@ -1,0 +1,107 @@
+"""Files compared with their source: `aethernet verify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from aether_converters.command_line.arguments import (
+    CHECKPOINT,
+    add_command,
+    checkpoint_options,
+)
+from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.terminal import (
+    fail,
+    progress,
+)
+from aether_converters.command_line.wildcards import Files
+
+VERIFY: Final = """\
+Compare model files with the checkpoint they were made from, on built-in pictures and your own.
+report.html, beside the files, shows what was measured.
+
+examples:
+  aethernet verify model.pth release/*
+  aethernet verify model.pth model_fp16.onnx --pictures photos/
+  aethernet verify model.pth model_int8.onnx --pictures small/ --originals large/ --differences d/
+"""
+
+
+def add_verify(commands: Any) -> None:
+    """The command and its arguments."""
+    verify = add_command(commands, "verify", run, "compare files with their source", VERIFY)
+    verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
+    verify.add_argument(
+        "files", nargs="+", type=Path, action=Files, metavar="file", help="what was made of it"
+    )
+    verify.add_argument(
+        "--pictures",
+        nargs="+",
+        type=Path,
+        action=Files,
+        default=[],
+        metavar="PATH",
+        help="pictures and folders to compare on too; the middle 512 x 512 px of each",
+    )
+    verify.add_argument(
+        "--originals",
+        type=Path,
+        metavar="FOLDER",
+        help="what the pictures should become, under the same names, to tell the loss",
+    )
+    verify.add_argument(
+        "--differences",
+        type=Path,
+        metavar="FOLDER",
+        help="write a picture of each difference, amplified 16 times",
+    )
+    where = verify.add_mutually_exclusive_group()
+    where.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="for report.html and report.json (default: beside the first file)",
+    )
+    where.add_argument(
+        "--no-report", dest="write_report", action="store_false", help="write no report"
+    )
+    checkpoint_options(verify)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare files with their source, and judge them."""
+    from aether_converters.comparison import verify
+    from aether_converters.runtimes.upscaler import SUFFIXES
+
+    files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
+    if others := [path.name for path in options.files if path not in files]:
+        print(f"left out, since they are no model files: {', '.join(others)}", file=sys.stderr)
+    if not files:
+        return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+    with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
+        report = verify(
+            options.model,
+            files,
+            pictures=options.pictures,
+            originals=options.originals,
+            differences=options.differences,
+            report=_report_folder(options, files[0].parent),
+            progress=advance,
+            **options.constants,
+        )
+    return print_report(report, options, kept="passed", dropped="failed")
+
+
+def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
+    """Where the report goes, if anywhere: what was asked for, or beside the files."""
+    from aether_converters.reports.files import why_no_report
+
+    if options.report is not None or not options.write_report:
+        return options.report
+    if reason := why_no_report(beside):
+        print(f"no report is written: {reason}; --report FOLDER names a place", file=sys.stderr)
+        return None
+    return beside

@@ -1,1 +1,0 @@
-"""What the commands of `aethernet` share, and those that have a module of their own."""

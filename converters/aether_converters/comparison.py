@@ -1,0 +1,167 @@
+"""Files compared with the checkpoint they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from aether_converters.errors import ConversionError, require
+from aether_converters.int8.trained import trained_for
+from aether_converters.measuring.effort import effort_of
+from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
+from aether_converters.measuring.figures import ArtefactReport
+from aether_converters.measuring.proof import prove
+from aether_converters.measuring.verification import Reference, verify_artefact
+from aether_converters.pictures.comparison import Pair
+from aether_converters.reports.files import refuse_other_report, write_report
+from aether_converters.reports.report import Report
+from aether_converters.runtimes.opening import open_upscaler
+from aether_converters.runtimes.upscaler import Image
+from aether_converters.source import Source, read_source
+from aether_converters.wanted import Progress, silent
+from aether_spandrel.constants import Constants
+
+
+def verify(
+    source: str | Path,
+    artefacts: Sequence[str | Path],
+    *,
+    pictures: Sequence[str | Path] = (),
+    originals: str | Path | None = None,
+    differences: str | Path | None = None,
+    report: str | Path | None = None,
+    progress: Progress | None = None,
+    **constants: Unpack[Constants],
+) -> Report:
+    """Compare artefacts with the checkpoint they were made from.
+
+    Args:
+        source: The checkpoint.
+        artefacts: `.pth`, `.safetensors`, `.onnx` or `.engine` files, ours or other people's.
+        pictures: Picture files and folders to compare on, beside the built-in pictures.
+        originals: Folder with what the pictures should become, under the same names.
+        differences: Folder for a picture of each difference, amplified.
+        report: Folder for `report.html` and `report.json`, with parts of the pictures and speed.
+        progress: Called with a few words before each step.
+        **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
+
+    Returns:
+        The figures of every artefact; `passed` says whether all are within their limits.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read or is no AetherNet.
+        ModelError: An ONNX file cannot be run.
+        ConversionError: The source gives no picture, or an artefact or original has another size.
+        ImageError: A picture cannot be read, or has no original.
+        MissingExtraError: The runtime of a format is not installed.
+    """
+    say = progress or silent
+    say("running the source network")
+    origin = read_source(source, **constants)
+    pairs = _pairs(origin, pictures, originals)
+    if differences is not None and not pairs:
+        raise _no_pictures()
+    reference = _reference(origin, pairs, report)
+    judge = _Judge(
+        origin=origin,
+        reference=reference,
+        pairs=tuple(pairs),
+        expected=tuple(reference.run(pair.image) for pair in pairs),
+        differences=None if differences is None else Path(differences),
+    )
+    figures: list[ArtefactReport] = []
+    for artefact in map(Path, artefacts):
+        say(artefact.name)
+        figures.append(judge.compare(artefact))
+    found = Report(
+        kind="verification",
+        source=origin.info,
+        source_sha256=origin.sha256,
+        card=origin.card,
+        effort=effort_of(origin.fused.config),
+        artefacts=tuple(figures),
+        scenes=reference.scene_views,
+    )
+    if report is not None:
+        write_report(found, Path(report), force=False)
+    return found
+
+
+def _pairs(
+    origin: Source, pictures: Sequence[str | Path], originals: str | Path | None
+) -> list[Pair]:
+    """The pictures to compare on, with what they should become."""
+    if not pictures:
+        if originals is not None:
+            raise _no_pictures()
+        return []
+    for module in ("PIL", "tifffile", "imagecodecs"):
+        require(module)
+    from aether_converters.pictures.comparison import comparison_pairs
+
+    config = origin.network.config
+    return comparison_pairs(
+        pictures, originals, channels=(config.in_chans, config.out_chans), scale=config.scale
+    )
+
+
+def _no_pictures() -> ConversionError:
+    return ConversionError(
+        "there are no pictures to compare on", advice="name them with --pictures"
+    )
+
+
+def _reference(origin: Source, pairs: list[Pair], report: str | Path | None) -> Reference:
+    """The source network, which has run the pictures and what a report shows."""
+    exhibit = None
+    if report is not None:
+        refuse_other_report(Path(report), force=False)
+        config = origin.network.config
+        exhibit = exhibit_for(config, pairs or shown_pairs(config, ()))
+    return Reference(
+        origin.network, [pair.image for pair in pairs], path=origin.path, exhibit=exhibit
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    """What artefacts are compared with.
+
+    Attributes:
+        origin: The checkpoint.
+        reference: Its network.
+        pairs: Pictures to compare on beside the built-in ones.
+        expected: What the network makes of each.
+        differences: Folder for pictures of the differences, if any.
+    """
+
+    origin: Source
+    reference: Reference
+    pairs: tuple[Pair, ...]
+    expected: tuple[Image, ...]
+    differences: Path | None
+
+    def compare(self, artefact: Path) -> ArtefactReport:
+        """The figures of one file."""
+        upscaler = open_upscaler(artefact)
+        trained = trained_for(upscaler, self.origin, self.reference.exhibit)
+        figures = verify_artefact(upscaler, trained or self.reference)
+        if upscaler.format == "onnx" and upscaler.precision == "int8":
+            from aether_converters.int8.check import checked_integers
+
+            figures = replace(figures, details={**figures.details, **checked_integers(upscaler)})
+        if upscaler.fixed_size is not None or figures.not_run:
+            return figures
+        places = _difference_places(self.differences, artefact)
+        proofs = prove(upscaler.run, self.pairs, self.expected, places)
+        return replace(figures, pictures=proofs)
+
+
+def _difference_places(folder: Path | None, artefact: Path) -> Callable[[str], Path] | None:
+    """Where an artefact's difference pictures go, by the picture's name."""
+    if folder is None:
+        return None
+    return lambda name: folder / f"{artefact.stem}_{name}_difference.png"

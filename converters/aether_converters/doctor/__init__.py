@@ -1,0 +1,1 @@
+"""What works here. In: this computer, and files. Out: a diagnosis in rows."""

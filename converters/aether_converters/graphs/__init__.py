@@ -1,0 +1,1 @@
+"""The network as a graph of another format. In: a float network. Out: ONNX, shapes, counts."""

@@ -1,0 +1,368 @@
+"""The range of each tensor that is rounded, found by running the network on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aether_converters.int8.plan import (
+    FIRST,
+    GATE,
+    LAST,
+    LEVELS,
+    MAIN,
+    PICTURE,
+    PIXELS,
+    Grid,
+    QuantisationPlan,
+    Target,
+    grid_for,
+    has_picture_grid,
+    layers_of,
+    output_layers,
+    shuffled_into,
+    symmetric_grid,
+)
+from aether_converters.measuring.verification import structured_image
+from aether_converters.runtimes.upscaler import Image
+from aether_core import AetherNet, Block, GatedFFN
+
+Method = Literal["mse", "percentile", "minmax"]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+
+SIDE: Final = 64  # px of a patch
+PATCHES: Final = 16
+TRIED: Final = 8  # patches on which `mse` tries them
+AT_ONCE: Final = 1  # patches that the network runs on at a time, which decides the memory
+PERCENTILE: Final = 99.99
+BINS: Final = 4096
+SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
+"""Of the largest values met: where `mse` tries to end a range."""
+HOPELESS: Final = 4.0
+"""Times the least error with which a range is given up, and with it all that end sooner: what they
+cut off only grows, and is most of the error already."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor within the network: what a layer takes, what it gives, or an activated gate."""
+
+    part: str
+    place: Literal["input", "output", "activation"]
+
+
+@dataclass
+class _Statistics:
+    """What was seen of a point.
+
+    Attributes:
+        low: The smallest value.
+        high: The largest.
+        counts: How many values fell into each of `BINS` between them.
+        errors: For each of `SHARES`, the squared error that rounding within it makes; infinite
+            where it was given up.
+    """
+
+    low: float
+    high: float
+    counts: Tensor
+    errors: Tensor
+
+
+Seen = Callable[[Point, Tensor, Callable[[Tensor], Tensor]], None]
+
+
+def calibrate(
+    network: AetherNet,
+    target: Target,
+    layers: Sequence[str],
+    patches: Sequence[Image],
+    *,
+    method: Method = "mse",
+    trained: Mapping[str, float] | None = None,
+) -> QuantisationPlan:
+    """Find a grid for everything that `layers` round.
+
+    `minmax` spans all values that were met, `percentile` leaves out 0.01% at each end, `mse` takes
+    the range in which rounding changes the layer's result least.
+
+    Where layers have learnt their ranges in training, nothing is rounded that training did not
+    round: what was trained is what is computed.
+
+    Args:
+        network: Fused, in float32, `recentred`.
+        target: Who will run it.
+        layers: Those that compute in int8.
+        patches: (1, C, H, W) in [0, 1], all of one size.
+        method: How a range follows from the values met.
+        trained: Largest absolute value by layer, from quantisation-aware training.
+    """
+    learnt = {name: amax for name, amax in (trained or {}).items() if name in layers}
+    batch = torch.from_numpy(np.concatenate(patches)).float()
+    inputs = [Point(name, "input") for name in layers]
+    others: list[Point] = []
+    if target == "cpu" and not learnt:
+        rounded = output_layers(network, layers)
+        others = [Point(name, "output") for name in rounded if name != LAST]
+        others += [
+            Point(name.removesuffix(f".{MAIN}"), "activation")
+            for name in rounded
+            if name.endswith(f".{MAIN}")
+        ]
+    found = _statistics(network, batch, [*inputs, *others], target, method)
+    grids = {point: _grid(statistics, target, method) for point, statistics in found.items()}
+    for name, amax in learnt.items():
+        grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
+    if FIRST not in learnt and has_picture_grid(network.config):
+        grids[Point(FIRST, "input")] = PICTURE[target]
+    straight = shuffled_into(network.config) if target == "cpu" else {}
+    outputs = {point.part: grids[point] for point in others if point.place == "output"}
+    for name, after in straight.items():
+        if name in layers and after in layers:
+            outputs[name] = grids[Point(after, "input")]
+    if target == "cpu" and LAST in layers:
+        outputs[LAST] = PIXELS
+    return QuantisationPlan(
+        target=target,
+        inputs={name: grids[Point(name, "input")] for name in layers},
+        outputs=outputs,
+        activations={point.part: grids[point] for point in others if point.place == "activation"},
+        trained=frozenset(learnt),
+    )
+
+
+def _grid(statistics: _Statistics, target: Target, method: Method) -> Grid:
+    low, high = statistics.low, statistics.high
+    if method == "percentile":
+        shares = statistics.counts.cumsum(0) / statistics.counts.sum()
+        edges = torch.linspace(low, high, BINS + 1)
+        tail = 1 - PERCENTILE / 100
+        low = min(float(edges[int((shares < tail).sum())]), 0.0)
+        high = max(float(edges[int((shares < 1 - tail).sum()) + 1]), 0.0)
+    elif method == "mse":
+        share = SHARES[int(statistics.errors.argmin())]
+        low, high = low * share, high * share
+    return grid_for(low, high, target)
+
+
+def _statistics(
+    network: AetherNet,
+    batch: Tensor,
+    points: Collection[Point],
+    target: Target,
+    method: Method,
+) -> dict[Point, _Statistics]:
+    """What the network's tensors are like; in two runs, for the second needs their extremes."""
+    found: dict[Point, _Statistics] = {}
+
+    def extremes(point: Point, x: Tensor, _: Callable[[Tensor], Tensor]) -> None:
+        low, high = (float(end) for end in torch.aminmax(x))
+        seen = found.setdefault(
+            point, _Statistics(low, high, torch.zeros(BINS), torch.zeros(len(SHARES)))
+        )
+        seen.low, seen.high = min(seen.low, low), max(seen.high, high)
+
+    def distribution(point: Point, x: Tensor, _: Callable[[Tensor], Tensor]) -> None:
+        seen = found[point]
+        seen.counts += torch.histc(x, BINS, seen.low, seen.high)
+
+    def errors(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
+        seen = found[point]
+        exact = result(x)
+        for index, share in enumerate(SHARES):
+            if seen.errors[index].isinf():
+                break
+            grid = grid_for(seen.low * share, seen.high * share, target)
+            seen.errors[index] += (result(grid.rounded(x)) - exact).square().mean()
+            if seen.errors[index] > HOPELESS * seen.errors[: index + 1].min():
+                seen.errors[index:] = torch.inf
+                break
+
+    _run(network, batch, points, extremes)
+    if method == "percentile":
+        _run(network, batch, points, distribution)
+    elif method == "mse":
+        _run(network, batch[:TRIED], points, errors)
+    return found
+
+
+def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: Seen) -> None:
+    """Run the network and show each point: its values, and what the layer makes of others."""
+    with torch.inference_mode(), called_layer_by_layer(network), _shown(network, points, seen):
+        for start in range(0, len(batch), AT_ONCE):
+            network(batch[start : start + AT_ONCE])
+
+
+@contextmanager
+def called_layer_by_layer(network: AetherNet) -> Generator[None]:
+    """Inference passes layers over; with this they are called, and so are their hooks."""
+    parts = [part for part in network.modules() if isinstance(part, (Block, AetherNet))]
+    before = [part.quantised for part in parts]
+    for part in parts:
+        part.quantised = True
+    try:
+        yield
+    finally:
+        for part, was in zip(parts, before, strict=True):
+            part.quantised = was
+
+
+@contextmanager
+def _shown(network: AetherNet, points: Collection[Point], seen: Seen) -> Generator[None]:
+    wanted = set(points)
+    handles: list[Any] = []
+
+    def watch(name: str, layer: nn.Module) -> None:
+        taken, given = Point(name, "input"), Point(name, "output")
+        activated = Point(name.removesuffix(f".{GATE}"), "activation")
+
+        def hook(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if taken in wanted:
+                seen(taken, inputs[0], lambda x: type(layer).forward(cast(Any, layer), x))
+            if given in wanted:
+                seen(given, output, _itself)
+            if activated in wanted and name.endswith(GATE):
+                part = cast(GatedFFN, network.get_submodule(activated.part))
+                seen(activated, part.activation(output), _itself)
+
+        handles.append(layer.register_forward_hook(hook))
+
+    for name, layer in layers_of(network).items():
+        watch(name, layer)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def built_in_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> list[Image]:
+    """Pictures of nothing that are to a network as photographs and drawings are, always the same.
+
+    Three in four are like photographs: textured discs and rectangles of all sizes lie over each
+    other (the "dead leaves" model of natural images: Lee, Mumford and Huang, IJCV 2001), shaded,
+    blurred by a lens and with noise. One in four is like a drawing or a screen, with lines and
+    edges from black to white, which reach the largest values.
+
+    Returns:
+        `count` arrays (1, channels, side, side) of 8-bit pixels in [0, 1].
+    """
+    return [
+        (_drawing if index % 4 == 3 else _dead_leaves)(index, channels, side)
+        for index in range(count)
+    ]
+
+
+def _drawing(seed: int, channels: int, side: int) -> Image:
+    """A part of `structured_image`."""
+    top, left = np.random.default_rng((20250625, seed)).integers(0, 2 * side, 2)
+    whole = structured_image(channels, 3 * side, 3 * side)
+    return _in_8_bits(whole[:, :, top : top + side, left : left + side])
+
+
+def _in_8_bits(picture: NDArray[np.float64] | Image) -> Image:
+    levels = np.round(picture.clip(0, 1) * LEVELS)
+    return np.divide(levels, LEVELS, dtype=np.float32)
+
+
+def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> Image:
+    random = np.random.default_rng((20250625, seed))
+    wide = side * oversampling
+    base = 0.1 + 0.8 * random.random(channels)
+    canvas = np.empty((channels, wide, wide))
+    canvas[:] = base[:, None, None]
+    textures = [_texture(random, wide, falloff) for falloff in (0.6, 1.0, 1.4)]
+    for _ in range(int(random.integers(60, 260))):
+        radius = wide * min(0.5, 0.012 / max(random.random(), 0.02))
+        y, x = random.random(2) * wide
+        angle, flatness = random.random() * np.pi, 0.25 + 0.75 * random.random()
+        rectangular = random.random() < 0.4
+        colour = base + 0.1 * random.standard_normal(channels) + 0.3 * random.standard_normal()
+        colour = np.clip(colour, 0, 1)
+        slopes = 0.1 * random.standard_normal(2)
+        texture = textures[int(random.integers(len(textures)))]
+        strength = 0.15 * random.random() ** 2
+        top, left = (max(int(c - 1.5 * radius), 0) for c in (y, x))
+        bottom, right = (min(int(c + 1.5 * radius) + 2, wide) for c in (y, x))
+        rows, columns = np.mgrid[top:bottom, left:right] + 0.5
+        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+        inside = (
+            (abs(along) < radius) & (abs(across) < radius * flatness)
+            if rectangular
+            else along**2 + (across / flatness) ** 2 < radius**2
+        )
+        shade = (along * slopes[0] + across * slopes[1]) / (radius + 1)
+        shade += strength * texture[top:bottom, left:right]
+        window = canvas[:, top:bottom, left:right]
+        window[:, inside] = (colour[:, None, None] + shade)[:, inside]
+    small: NDArray[np.float64] = canvas.reshape(
+        channels, side, oversampling, side, oversampling
+    ).mean(axis=(2, 4))
+    small += 0.01 * random.random() * random.standard_normal(small.shape)
+    return _in_8_bits(small)[None]
+
+
+def _texture(random: np.random.Generator, side: int, falloff: float) -> NDArray[np.float64]:
+    """Noise whose amplitude falls with frequency, as in natural images."""
+    frequency = np.fft.fftfreq(side)
+    radius = np.hypot(frequency[:, None], frequency[None, :])
+    radius[0, 0] = 1 / side
+    noise = np.fft.ifft2(np.fft.fft2(random.standard_normal((side, side))) / radius**falloff).real
+    return (noise - noise.mean()) / noise.std()
+
+
+def varied_patches(
+    pictures: Sequence[Image], count: int = PATCHES, side: int = SIDE
+) -> list[Image]:
+    """The patches of some pictures that differ most from each other, the same each time.
+
+    Each further one lies farthest from all before it in colour, contrast and detail, beginning
+    with the most detailed one (Gonzalez, "Clustering to minimize the maximum intercluster
+    distance", 1985).
+
+    Args:
+        pictures: (1, C, H, W) in [0, 1]; smaller ones are mirrored to `side`.
+        count: Of patches; fewer if there are fewer.
+        side: In px.
+
+    Returns:
+        Arrays (1, C, side, side).
+    """
+    patches = [patch for picture in pictures for patch in _cut(picture, side)]
+    features = np.stack([_features(patch) for patch in patches])
+    features /= features.std(axis=0) + 1e-6
+    chosen = [int(features[:, -1].argmax())]
+    nearest = np.square(features - features[chosen[0]]).sum(axis=1)
+    while len(chosen) < min(count, len(patches)):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.square(features - features[chosen[-1]]).sum(axis=1))
+    return [patches[index] for index in chosen]
+
+
+def _cut(picture: Image, side: int) -> Iterator[Image]:
+    height, width = picture.shape[2:]
+    missing = [max(side - size, 0) for size in (height, width)]
+    if any(missing):
+        picture = np.pad(picture, [(0, 0), (0, 0), *((0, gap) for gap in missing)], "symmetric")
+    for top in range(0, max(height, side) - side + 1, side):
+        for left in range(0, max(width, side) - side + 1, side):
+            yield picture[:, :, top : top + side, left : left + side]
+
+
+def _features(patch: Image) -> NDArray[np.float64]:
+    steps = [np.diff(patch, axis=axis).std() for axis in (2, 3)]
+    return np.array(
+        [*patch.mean(axis=(0, 2, 3)), patch.std(), patch.min(), patch.max(), *steps, sum(steps)]
+    )

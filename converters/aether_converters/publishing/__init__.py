@@ -1,0 +1,1 @@
+"""What is published with a model. In: a conversion's report. Out: a folder."""

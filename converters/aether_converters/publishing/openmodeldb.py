@@ -1,0 +1,80 @@
+"""A model as an entry of OpenModelDB, the community's catalogue.
+
+The names of the fields, the values allowed and the form of the identifiers are those of its
+database (github.com/OpenModelDB/open-model-database, August 2026). What only the author knows
+stays empty, which its own check then asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aether_converters.reports.report import Report
+
+ARCHITECTURE: Final = "aethernet"
+"""Not in the database yet: whoever adds the first model adds it to `architectures.json`."""
+
+PLATFORMS: Final = {"pth": "pytorch", "safetensors": "pytorch", "onnx": "onnx"}
+"""By format; what is not here has no place in the database."""
+
+TAGS: Final = (
+    *("ai-generated", "anime", "cartoon", "cgi", "faces", "game-screenshots", "game-textures"),
+    *("manga", "pixel-art", "photo", "text", "video-frame"),
+    *("anti-aliasing", "colorization", "compression-removal", "dds", "debanding", "deblur"),
+    *("dedither", "dehalftone", "dehalo", "denoise", "general-upscaler", "inpainting", "jpeg"),
+    *("pretrained", "research", "restoration", "texture-generation"),
+)
+"""What a model is for, and what it is good at; those of the architecture come by themselves."""
+
+
+def model_id(name: str, scale: int) -> str:
+    """The entry's identifier, such as 2x-My-Model; its file's name as well."""
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")
+    words = re.sub(rf"^{scale}x-?|-?(?:x{scale}|{scale}x)$", "", words, flags=re.IGNORECASE)
+    return f"{scale}x-{words or 'aethernet'}"
+
+
+def user_id(name: str) -> str:
+    """The identifier that the database gives an author."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def entry(report: Report, name: str, *, released: date) -> str:
+    """The JSON file, formatted as the database wants it."""
+    card, config = report.card, report.source.config
+    authors = [user for part in card.author.split(",") if (user := user_id(part))]
+    fields: dict[str, object] = {
+        "name": name,
+        "author": authors[0] if len(authors) == 1 else authors,
+        "license": card.licence or None,
+        "tags": _database_tags(card.tags),
+        "description": card.description.strip(),
+        "date": released.isoformat(),
+        "architecture": ARCHITECTURE,
+        "size": [report.source.preset] if report.source.preset else None,
+        "scale": config.scale,
+        "inputChannels": config.in_chans,
+        "outputChannels": config.out_chans,
+        "resources": [
+            {
+                "platform": PLATFORMS[artefact.format],
+                "type": artefact.format,
+                "size": artefact.bytes,
+                "sha256": artefact.sha256,
+                "urls": [],
+            }
+            for artefact in report.artefacts
+            if artefact.format in PLATFORMS and not artefact.problem
+        ],
+        "images": [],
+    }
+    return json.dumps(fields, indent=4, ensure_ascii=False)
+
+
+def _database_tags(tags: Sequence[str]) -> list[str]:
+    return [tag for tag in tags if tag in TAGS]

@@ -1,0 +1,122 @@
+"""The report of a conversion or verification as `report.html` and `report.json`.
+
+One way alone: `Report` to plain values, these to JSON, and what the JSON says to the page. Only the
+pictures, which no JSON file should carry, come to the page beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+import torch
+
+from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.errors import ConversionError
+from aether_converters.measuring.benchmark import this_machine
+from aether_converters.plain_text import printable
+from aether_converters.reports.page import GENERATOR, render_page
+
+if TYPE_CHECKING:
+    from aether_converters.reports.report import Report
+
+PAGE: Final = "report.html"
+FIGURES: Final = "report.json"
+SCHEMA_VERSION: Final = 1
+"""Of `report.json`: changed when a name or a meaning changes, not when something is added."""
+
+LOOKED_AT: Final = 4096  # bytes at the start of a report, in which it says whose it is
+
+
+def write_report(report: Report, folder: Path, *, force: bool) -> Path:
+    """Write `report.html` and `report.json` into a folder; returns the page's path.
+
+    A report of ours is replaced by the newer one.
+
+    Raises:
+        ConversionError: One of them exists and is not ours, and `force` is not set; or the
+            operating system refuses.
+        MissingExtraError: A package for pictures is not installed.
+    """
+    refuse_other_report(folder, force=force)
+    text = json.dumps(report_facts(report), indent=2, allow_nan=False)
+    page = render_page(json.loads(text), report)
+    contents = ((folder / FIGURES, f"{text}\n"), (folder / PAGE, page))
+    for target, content in contents:
+        with complete_or_nothing(target, force=True) as partial:
+            partial.path.write_text(content, "utf-8")
+    return folder / PAGE
+
+
+def refuse_other_report(folder: Path, *, force: bool) -> None:
+    """Raise ConversionError if a file that is no report of ours has a report's name."""
+    for target in (folder / FIGURES, folder / PAGE):
+        refuse_existing(target, force=force or _is_ours(target))
+
+
+def why_no_report(folder: Path) -> str:
+    """Why a report cannot be written into a folder, in words; empty if it can."""
+    try:
+        refuse_other_report(folder, force=False)
+    except ConversionError as error:
+        return f"{error.file}: {error.problem}"
+    return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written to"
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as stream:
+            return GENERATOR.encode() in stream.read(LOOKED_AT)
+    except OSError as error:
+        raise ConversionError(
+            f"the report that is there cannot be read: {error.strerror or error}",
+            file=file,
+            advice="choose another folder, or leave the report away with --no-report",
+        ) from error
+
+
+def report_facts(report: Report) -> dict[str, object]:
+    """All that the report says, as values of JSON; files by their names, without folders."""
+    facts: dict[str, object] = {
+        "generator": f"{GENERATOR} {version('aether-spandrel')}",
+        "schema_version": SCHEMA_VERSION,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": vars(this_machine(torch.get_num_threads())),
+        **report.as_dict(),
+    }
+    files = [artefact.path for artefact in report.artefacts]
+    files += [p.difference for a in report.artefacts for p in a.pictures if p.difference]
+    shortened = cast("dict[str, object]", _plain(facts, {str(path): path.name for path in files}))
+    # Notes about the source quote commands with its path.
+    source = {str(report.source.path): report.source.path.name}
+    shortened["source"] = _plain(facts["source"], source, within=True)
+    return shortened
+
+
+def _plain(value: object, names: Mapping[str, str], *, within: bool = False) -> object:
+    """Values as JSON has them: what is no number is null, and `names` stand for whole paths.
+
+    Paths are replaced within longer texts too if that is said.
+    """
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value)
+        return {str(key): _plain(entry, names, within=within) for key, entry in entries.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, names, within=within) for entry in cast("Sequence[object]", value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int) or value is None:
+        return value
+    text = str(value)
+    text = names.get(text, text)
+    for path, name in names.items() if within else ():
+        text = text.replace(path, name)
+    return printable(text)

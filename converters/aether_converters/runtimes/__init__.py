@@ -1,0 +1,1 @@
+"""Any model file as one thing that can be called. In: a path. Out: an `Upscaler`."""

@@ -1,0 +1,70 @@
+"""Any model file as one thing that can be called: an image in, the upscaled image out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from aether_converters.errors import ModelError, require
+from aether_converters.runtimes.providers import ProviderOptions
+from aether_converters.runtimes.pytorch import open_checkpoint
+from aether_converters.runtimes.upscaler import (
+    Format,
+    Upscaler,
+    format_of,
+)
+from aether_spandrel.constants import Constants
+
+
+def open_upscaler(
+    path: str | Path,
+    *,
+    format: Format | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    provider: ProviderOptions | None = None,
+    **constants: Unpack[Constants],
+) -> Upscaler:
+    """Open a `.pth`, `.safetensors`, `.onnx` or `.engine` file to be run.
+
+    Args:
+        path: The file.
+        format: Its format where the name does not tell.
+        device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU.
+        threads: For onnxruntime; 0 leaves it the choice. PyTorch has one number for all networks.
+        provider: Where onnxruntime runs an ONNX file; by default the CPU.
+        **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
+
+    Raises:
+        CheckpointError: It is a checkpoint that cannot be read.
+        ModelError: It is no super-resolution model that can be run, or the device or provider is
+            not there.
+        MissingExtraError: The runtime for this format is not installed.
+    """
+    path = Path(path)
+    chosen = format or format_of(path)
+    if chosen not in ("onnx", "trt"):
+        return open_checkpoint(path, chosen, device, constants)
+    if constants:
+        raise ModelError(
+            f"an {'ONNX file' if chosen == 'onnx' else 'engine'} has all its constants in it",
+            file=path,
+            found=f"--set {next(iter(constants))}",
+            advice="set it for the checkpoint that the file was made from",
+        )
+    if chosen == "trt":
+        from aether_converters.runtimes.tensorrt import open_engine
+
+        return open_engine(path, device=device)
+    if device != "cpu":
+        raise ModelError(
+            "--device is for PyTorch: ONNX files run where --provider says",
+            file=path,
+            found=f"--device {device}",
+            advice="try --provider cuda, or run the .pth or .safetensors file",
+        )
+    require("onnxruntime")
+    from aether_converters.runtimes.onnx_runtime import open_onnx
+
+    return open_onnx(path, threads=threads, provider=provider)

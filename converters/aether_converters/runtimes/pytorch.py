@@ -1,0 +1,139 @@
+"""A checkpoint, run by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aether_converters.errors import ModelError
+from aether_converters.runtimes.streaming import (
+    can_stream,
+    rows_per_band,
+    stream,
+    streaming_bytes,
+    time_per_pixel,
+)
+from aether_converters.runtimes.upscaler import (
+    Format,
+    Image,
+    Streamer,
+    Upscaler,
+    precision_name,
+)
+from aether_core import AetherConfig, AetherNet, build_network
+from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.constants import Constants
+from aether_spandrel.network import Network, float_weights, fuse, read_network
+
+
+def open_checkpoint(path: Path, format: Format, device: str, constants: Constants) -> Upscaler:
+    """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`.
+
+    Raises:
+        CheckpointError: It cannot be read or is no AetherNet.
+        ModelError: The device is not there.
+    """
+    network = read_network(read_checkpoint(path), **constants)
+    fused = fuse(network)
+    config = fused.config
+    runner = _Runner(path, _moved(fused, device, path), device)
+    return Upscaler(
+        path=path,
+        format=format,
+        precision=precision_name(network.dtype),
+        channels=(config.in_chans, config.out_chans),
+        scale=config.scale,
+        receptive_radius=config.receptive_radius,
+        global_context=config.global_context,
+        fixed_size=None,
+        bytes_per_pixel=activation_bytes(config),
+        details={"tensors": len(network.state_dict)},
+        run=runner.run,
+        streamer=Streamer(
+            rows=rows_per_band,
+            memory=partial(streaming_bytes, config),
+            # Other devices have no caches that a wide band outgrows.
+            time=time_per_pixel if torch.device(device).type == "cpu" else lambda _: 1.0,
+            run=runner.run_bands,
+        )
+        if can_stream(config)
+        else None,
+    )
+
+
+def _moved(network: Network, device: str, path: Path) -> AetherNet:
+    try:
+        return build_network(network.config, float_weights(network)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        # torch says so when it was built without the device or the driver is missing.
+        raise ModelError(
+            f"PyTorch cannot use the device {device}",
+            file=path,
+            found=str(error).splitlines()[0],
+            advice="run it with --device cpu, or install PyTorch for this device",
+        ) from error
+
+
+class _Runner:
+    """A network on its device, which takes and gives arrays."""
+
+    def __init__(self, path: Path, model: AetherNet, device: str) -> None:
+        """Run `model`, which came from `path`."""
+        self._path = path
+        self._model = model
+        self._device = device
+
+    def run(self, image: Image) -> Image:
+        """The whole picture at once."""
+        with self._explained(f"{image.shape[3]} x {image.shape[2]} px"):
+            return self._model(self._tensor(image)).contiguous().cpu().numpy()
+
+    def run_bands(self, images: Iterable[Image]) -> Iterator[Image]:
+        """Bands of rows, from top to bottom."""
+        bands = stream(self._model, map(self._tensor, images))
+        while True:
+            with self._explained("bands of rows"):
+                band = next(bands, None)
+            if band is None:
+                return
+            yield band.contiguous().cpu().numpy()
+
+    def _tensor(self, image: Image) -> Tensor:
+        # torch warns of arrays that it may not write to.
+        return torch.from_numpy(np.require(image, np.float32, ["C", "W"])).to(self._device)
+
+    @contextmanager
+    def _explained(self, size: str) -> Generator[None]:
+        try:
+            with torch.inference_mode():
+                yield
+        except RuntimeError as error:
+            if "alloc" not in str(error) and "out of memory" not in str(error):
+                raise
+            raise ModelError(
+                f"memory ran out on {self._device} with {size}",
+                file=self._path,
+                advice="use smaller tiles, with --tile or --memory",
+            ) from error
+
+
+def activation_bytes(config: AetherConfig) -> int:
+    """Peak memory of a float32 forward pass through PyTorch, in bytes per input px.
+
+    In the body the first features, a block's input and its output live at the same time, beside
+    what each stage leaves to the fusion; in the head the first features, the body's result, and a
+    sub-pixel convolution with its shuffled copy.
+    """
+    body = 3 * config.embed_dim + 2 * sum(config.fusion_widths)
+    pixels, heads = 1, [config.head_dim]
+    for factor, width in config.upsampler:
+        pixels *= factor**2
+        heads.append(2 * width * pixels)
+    head = 2 * config.embed_dim + config.head_dim + max(heads) + 2 * config.out_chans * pixels
+    return 4 * max(body, head)

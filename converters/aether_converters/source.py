@@ -1,0 +1,74 @@
+"""The checkpoint that is converted or compared with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from aether_converters.card import ModelCard, card_in
+from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.constants import Constants
+from aether_spandrel.inspection import CheckpointInfo, describe_network
+from aether_spandrel.network import Network, fuse, read_network
+from aether_spandrel.publishing import fused_state_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The checkpoint that is converted.
+
+    Attributes:
+        path: The file.
+        sha256: Of the file, in hexadecimal.
+        checkpoint: As read.
+        network: As inferred, in the form and dtype in which it is stored.
+        card: Whose it is, as far as the file or its user says so.
+    """
+
+    path: Path
+    sha256: str
+    checkpoint: Checkpoint = field(repr=False)
+    network: Network
+    card: ModelCard = field(default_factory=ModelCard)
+
+    @cached_property
+    def fused(self) -> Network:
+        """The network with fused kernels, everything else folded into its weights."""
+        return fuse(self.network)
+
+    @cached_property
+    def published(self) -> Mapping[str, Tensor]:
+        """The fused tensors in the layout of the network's own revision."""
+        return fused_state_dict(self.network)
+
+    @cached_property
+    def info(self) -> CheckpointInfo:
+        """Facts about the file."""
+        return describe_network(self.checkpoint, self.network)
+
+
+def read_source(path: str | Path, **constants: Unpack[Constants]) -> Source:
+    """Read a checkpoint to be converted or compared with; constants as for `load`.
+
+    Raises:
+        CheckpointError: The file cannot be read or is no AetherNet.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return Source(
+        path=path,
+        sha256=digest.hexdigest(),
+        checkpoint=checkpoint,
+        network=read_network(checkpoint, **constants),
+        card=card_in(checkpoint.metadata),
+    )

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX. In: an ONNX graph. Out: a plan, and the JSON that describes it."""

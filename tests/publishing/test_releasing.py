@@ -1,0 +1,257 @@
+"""A release holds what people publish, states what is known, and invents nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from aether_converters.card import ModelCard, card_in
+from aether_converters.command_line.main import main
+from aether_converters.publishing import demo as demonstration
+from aether_converters.publishing.model_card import markdown_card
+from aether_converters.publishing.openmodeldb import TAGS, model_id, user_id
+from aether_converters.publishing.releasing import installed_formats, release
+from tests.support.tiny import tiny
+
+SAID = ModelCard(
+    name="My_Model",
+    author="A. Uthor, Some_body",
+    licence="CC-BY-4.0",
+    description="Restores **old** photographs.",
+    tags=("photo", "restoration"),
+)
+MODELS = [
+    f"2x_My_Model_{precision}.{kind}"
+    for precision in ("fp16", "fp32")
+    for kind in ("onnx", "pth", "safetensors")
+]
+
+
+def saved(path: Path, **metadata: str) -> Path:
+    torch.save({"params": tiny().state_dict(), **metadata}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release")
+    made = release(saved(folder / "tiny.pth"), folder / "out", card=SAID)
+    assert [text for text in made.missing if "urls" not in text] == []
+    return folder / "out"
+
+
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sha256sum", "--strict", "-c", "SHA256SUMS"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+    )
+
+
+def front_matter(card: str) -> str:
+    return card.split("---\n")[1]
+
+
+def test_a_release_has_all_that_people_publish(folder: Path):
+    assert installed_formats() == ("pth", "safetensors", "onnx")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [
+            *MODELS,
+            "2x-My-Model.json",
+            "2x_My_Model_comparison.png",
+            "README.md",
+            "SHA256SUMS",
+            "report.html",
+            "report.json",
+        ]
+    )
+    size = Image.open(folder / "2x_My_Model_comparison.png").size
+    assert size == (2 * (2 * 288 + 2), 2 * 192)
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
+def test_the_checksums_are_checked_by_sha256sum(folder: Path):
+    result = checked(folder)
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [f"{name}: OK" for name in MODELS]
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
+def test_checksums_of_strange_names_are_checked_too(tmp_path: Path):
+    try:
+        source = saved(tmp_path / "back\\slash\nline\udcff.pth")
+    except (OSError, UnicodeError):
+        pytest.skip("this system has no such names")
+    release(source, tmp_path / "out", to=["pth"], precision=["fp32"])
+    assert checked(tmp_path / "out").returncode == 0
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "back\\\\slash" in card
+
+
+def test_the_card_states_what_was_said_and_measured(folder: Path):
+    card = (folder / "README.md").read_text("utf-8")
+    assert front_matter(card).startswith("license: cc-by-4.0\npipeline_tag: image-to-image\n")
+    assert '- "photo"' in front_matter(card)
+    assert "Restores **old** photographs." in card
+    assert "| Author | A. Uthor, Some_body |" in card
+    assert "| Licence | CC-BY-4.0 |" in card
+    figures = json.loads((folder / "report.json").read_text())["artefacts"]
+    for artefact in figures:
+        row = next(line for line in card.splitlines() if f"`{artefact['path']}`" in line)
+        assert artefact["sha256"][:16] in row
+    for word in ("ChaiNNer", "ComfyUI", "VapourSynth", "Python"):
+        assert f"**{word}" in card or f"**[{word}" in card
+    for link in re.findall(r"\]\(([^)]+)\)", card):
+        assert link.startswith("https://") or (folder / link).exists()
+
+
+def test_the_python_of_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    card = (folder / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(folder)
+    values: dict[str, Any] = {}
+    exec(code, values)
+    assert values["model"].scale == 2
+
+
+def test_the_entry_is_one_that_openmodeldb_takes(folder: Path):
+    """By the rules of its own check, as far as they do not concern its other files."""
+    text = (folder / "2x-My-Model.json").read_text("utf-8")
+    entry = json.loads(text)
+    assert text == json.dumps(entry, indent=4, ensure_ascii=False)
+    assert entry["author"] == ["a-uthor", "some-body"]
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", author) for author in entry["author"])
+    assert entry["tags"] == ["photo", "restoration"]
+    assert set(entry["tags"]) <= set(TAGS)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry["date"])
+    assert re.fullmatch("[a-z0-9]+", entry["architecture"])
+    assert (entry["scale"], entry["inputChannels"], entry["outputChannels"]) == (2, 3, 3)
+    assert entry["license"] == "CC-BY-4.0"
+    assert entry["description"] == entry["description"].strip()
+    platforms = {"pth": "pytorch", "safetensors": "pytorch", "onnx": "onnx"}
+    files = {path.stat().st_size: path for path in folder.iterdir()}
+    assert len(entry["resources"]) == len(MODELS)
+    for resource in entry["resources"]:
+        assert resource["platform"] == platforms[resource["type"]]
+        assert re.fullmatch("[0-9a-f]{64}", resource["sha256"])
+        assert files[resource["size"]].suffix == f".{resource['type']}"
+        assert resource["urls"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "identifier"),
+    [
+        ("My_Model", "2x-My-Model"),
+        ("2x_net", "2x-net"),
+        ("net-x2", "2x-net"),
+        ("ßß", "2x-aethernet"),
+        ("a  b", "2x-a-b"),
+    ],
+)
+def test_identifiers_have_the_form_of_the_database(name: str, identifier: str):
+    assert model_id(name, 2) == identifier
+    assert re.fullmatch("[0-9]+x-[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*", identifier)
+    assert user_id("Ä. Uthor") == "uthor"
+
+
+def test_what_nobody_said_is_not_invented_and_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = saved(tmp_path / "tiny.pth")
+    out = tmp_path / "out"
+    command = ["release", str(source), "--out", str(out), "--to", "pth", "--precision", "fp32"]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    for flag in ("--licence", "--author", "--description", "--tags", "2x-tiny.json"):
+        assert flag in said
+    assert "the licence was not stated" in said
+    card = (out / "README.md").read_text("utf-8")
+    assert "license" not in front_matter(card)
+    assert "| Licence | not stated" in card
+    entry = json.loads((out / "2x-tiny.json").read_text())
+    assert (entry["license"], entry["author"], entry["tags"]) == (None, [], [])
+
+    assert main(command) == 1  # nothing is replaced unasked
+    assert f"{out / 'README.md'}: the file exists already" in capsys.readouterr().err
+    options = ["--force", "--name", "Other", "--license", "Own terms", "--tags", "photo,shiny"]
+    assert main([*command, *options]) == 0
+    said = capsys.readouterr().err
+    assert "OpenModelDB has no tags shiny" in said
+    assert "licence" not in said
+    other = front_matter((out / "README.md").read_text("utf-8"))
+    assert 'license: other\nlicense_name: "Own terms"\n' in other
+
+
+def test_a_file_that_stands_in_the_way_stops_it_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = saved(tmp_path / "tiny.pth")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "SHA256SUMS").write_text("mine")
+    assert main(["release", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "SHA256SUMS: the file exists already" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["SHA256SUMS"]
+
+
+def test_nothing_is_released_of_a_model_of_which_a_file_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    state = tiny().state_dict()
+    state["conv_first.weight"] *= 2e5  # the activations leave the range of fp16 ...
+    state["conv_before_upsample.0.weight"] *= 5e-6  # ... and come back
+    torch.save(state, tmp_path / "wild.pth")
+    out = tmp_path / "out"
+    command = ["release", str(tmp_path / "wild.pth"), "--out", str(out), "--to", "onnx"]
+    assert main(command) == 1
+    assert "nothing else was written but the report" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "2x_wild_fp32.onnx",
+        "report.html",
+        "report.json",
+    ]
+
+
+def test_names_cannot_write_into_the_card(tmp_path: Path):
+    made = release(
+        saved(tmp_path / "tiny.pth", author="[x](https://evil.test) <b>|</b>\n# Head"),
+        tmp_path / "out",
+        to=["pth"],
+        precision=["fp32"],
+    )
+    card = markdown_card(made.report, picture="", made_by="x")
+    assert "| Author | \\[x\\](https://evil.test) \\<b\\>\\|\\</b\\> \\# Head |" in card
+    assert "\n# Head" not in card
+
+
+def test_only_short_lines_are_taken_from_files():
+    assert card_in({"author": "a" * 1000}).author == f"{'a' * 200}…"
+    assert card_in({"author": ["a"], "license": 3}) == ModelCard()
+    assert card_in({"modelspec.license": " MIT\x00\n"}).licence == "MIT"
+
+
+def test_the_demo_converts_enlarges_and_says_where_to_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    # Engines are built where the README's command is run.
+    monkeypatch.setitem(demonstration.FORMATS, "trt", ("no_such_module",))
+    monkeypatch.setattr(demonstration, "PRECISIONS", ("fp16",))
+    monkeypatch.setattr(demonstration, "INT8", None)
+    out = tmp_path / "out"
+    assert main(["demo", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == f"open this in a browser: {out / 'report.html'}"
+    assert lines[-1] == (out / "report.html").as_uri()
+    assert Image.open(out / "coffee_2x.png").size == (600, 400)
+    assert "license: mit" in (out / "README.md").read_text("utf-8")
+    assert (out / "2x-aether-sample.json").exists()
