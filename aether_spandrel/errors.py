@@ -50,7 +50,7 @@ class AetherError(Exception):
             ("next", self.advice),
         )
         lines = [head, *(f"  {name:<9} {text}" for name, text in details if text)]
-        return "\n".join(map(_printable, lines))
+        return "\n".join(map(one_line, lines))
 
     def in_file(self, file: Path) -> Self:
         """The same error with the name of the file that it concerns."""
@@ -64,9 +64,13 @@ class AetherError(Exception):
         )
 
 
-def _printable(line: str) -> str:
-    """The line with what a terminal would obey, or cannot show, in escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+def one_line(text: str) -> str:
+    r"""The text with what a terminal would obey, or cannot show, in escapes; line breaks, too.
+
+    >>> one_line("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class CheckpointError(AetherError):

@@ -31,6 +31,12 @@ class ModelCard:
     description: str = ""
     tags: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Leave out halves of characters, which no file can hold."""
+        for name in ("name", "author", "licence", "description"):
+            whole = str(getattr(self, name)).encode("utf-8", "replace").decode()
+            object.__setattr__(self, name, whole)
+
     def or_else(self, other: ModelCard) -> ModelCard:
         """This card, with what it does not say taken from another."""
         said = {name: value for name, value in vars(self).items() if value}

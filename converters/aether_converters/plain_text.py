@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from aether_spandrel.errors import one_line
+
 
 def printable(text: str) -> str:
     r"""The text with what cannot be shown, or is half of a character, in escapes; lines stay.
@@ -9,4 +11,4 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m")
     'a\\x1b[31m'
     """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "\n".join(map(one_line, text.split("\n")))

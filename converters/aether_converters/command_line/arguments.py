@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from aether_spandrel.errors import one_line
+
 FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
 
 
@@ -42,14 +44,30 @@ def checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False
 def card_options(command: argparse.ArgumentParser) -> None:
     """Whose the model is."""
     command.add_argument(
-        "--author", default="", help="of the model (default: what its file says, if anything)"
+        "--author",
+        type=said,
+        default="",
+        help="of the model (default: what its file says, if anything)",
     )
     command.add_argument(
         "--licence",
         "--license",
+        type=said,
         default="",
         help="by its SPDX identifier, such as CC-BY-4.0 (default: what its file says, if anything)",
     )
+
+
+def said(text: str) -> str:
+    """Reads a text that others will read: no control characters, nothing that is no text."""
+    if text != one_line(text):
+        raise argparse.ArgumentTypeError(f"{text} has characters in it that nobody can read")
+    return text
+
+
+def paragraphs(text: str) -> str:
+    """Reads a text of several lines."""
+    return "\n".join(said(line) for line in text.splitlines())
 
 
 class _Constants(argparse.Action):
@@ -115,7 +133,7 @@ def integer(least: int, most: int) -> Callable[[str], int]:
     """Reads a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
+        if not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
         return int(text)
 
@@ -125,7 +143,8 @@ def integer(least: int, most: int) -> Callable[[str], int]:
 def shard(text: str) -> tuple[int, int]:
     """Reads 3/16 as (3, 16)."""
     part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+    plain = all(number.isdecimal() and len(number) < 10 for number in (part, parts))
+    if not (plain and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text} is not of the form 3/16, from 1/16 to 16/16")
     return int(part), int(parts)
 
@@ -144,15 +163,22 @@ def positive(text: str) -> float:
 def shape(text: str) -> tuple[int, ...]:
     """Reads 1x3x720x1280 as (N, C, H, W)."""
     parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) != 4 or not all(map(_is_length, parts)):
         raise argparse.ArgumentTypeError(f"{text} is not of the form 1x3x720x1280 (NxCxHxW)")
     return tuple(int(part) for part in parts)
+
+
+LONGEST_SIDE: Final = 2**24  # of any tensor; what it takes is estimated before it is made
+
+
+def _is_length(text: str) -> bool:
+    return len(text) < 10 and text.isdecimal() and 0 < int(text) <= LONGEST_SIDE
 
 
 def size(text: str) -> tuple[int, int]:
     """Reads 128, or 720x1280, as (H, W) in px."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(map(_is_length, parts)):
         raise argparse.ArgumentTypeError(f"{text} is not of the form 128 or 720x1280 (HxW)")
     return int(parts[0]), int(parts[-1])
 
@@ -160,5 +186,7 @@ def size(text: str) -> tuple[int, int]:
 def name_part(text: str) -> str:
     """Reads what can be part of a file name in every system."""
     if not text or text != Path(text).name or set(text) & set('\\/:*?"<>|'):
+        raise argparse.ArgumentTypeError(f"{text} cannot be part of a file name")
+    if text != one_line(text):
         raise argparse.ArgumentTypeError(f"{text} cannot be part of a file name")
     return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,13 +14,7 @@ from aether_converters.command_line.arguments import (
     size,
 )
 from aether_converters.command_line.provider_options import provider_arguments, provider_options
-from aether_converters.command_line.terminal import (
-    console,
-    print_json,
-    progress,
-    rich_module,
-    table_of,
-)
+from aether_converters.command_line.terminal import Table, print_json, progress
 from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
@@ -105,8 +98,7 @@ def run(options: argparse.Namespace) -> int:
 def _print_benchmark(found: Benchmark) -> None:
     from aether_converters.measuring.benchmark import size_in_words
 
-    escape: Any = rich_module("markup").escape
-    table = table_of(found.machine.in_words(), BENCHMARK_COLUMNS)
+    table = Table(found.machine.in_words(), BENCHMARK_COLUMNS)
     size = None
     for row in found.measurements:
         if size not in (None, row.size):
@@ -114,7 +106,7 @@ def _print_benchmark(found: Benchmark) -> None:
         size = row.size
         rate, share = row.macs_per_second, row.share_of_peak
         table.add_row(
-            escape(row.name),
+            row.name,
             row.dtype,
             size_in_words(row.size),
             f"{row.milliseconds:.1f}",
@@ -126,7 +118,7 @@ def _print_benchmark(found: Benchmark) -> None:
             f"{row.megapixels_per_second:.2f}",
             "-" if row.memory is None else f"{row.memory / 2**20:.0f} MiB",
         )
-    console(sys.stdout).print(table)
+    table.show()
 
 
 BENCHMARK_COLUMNS: Final = (

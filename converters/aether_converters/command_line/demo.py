@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import add_command
 from aether_converters.command_line.release import print_rest
 from aether_converters.command_line.tables import print_report
-from aether_converters.command_line.terminal import FAILED, fail, print_json, progress
+from aether_converters.command_line.terminal import FAILED, fail, print_json, progress, say
 
 if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
@@ -50,12 +49,12 @@ def run(options: argparse.Namespace) -> int:
     status = print_report(made.release.report, options, kept="written", dropped="not kept")
     print_rest(made.release)
     status = _print_picture(made.picture) or status
-    print(f"\nopen this in a browser: {page}\n{page.as_uri()}")
+    say("", f"open this in a browser: {page}", page.as_uri())
     return status
 
 
 def _print_picture(picture: PictureReport) -> int:
     if picture.outcome == "failed":
-        return fail("\n".join(picture.notes))
-    print(f"a picture enlarged: {picture.target.name}, {picture.seconds:.1f} s", file=sys.stdout)
+        return fail(*(row for note in picture.notes for row in note.split("\n")))
+    say(f"a picture enlarged: {picture.target.name}, {picture.seconds:.1f} s")
     return 0

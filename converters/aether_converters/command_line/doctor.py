@@ -9,10 +9,7 @@ from typing import Any, Final
 from aether_converters.command_line.arguments import (
     add_command,
 )
-from aether_converters.command_line.terminal import (
-    FAILED,
-    print_json,
-)
+from aether_converters.command_line.terminal import FAILED, print_json, say
 from aether_converters.command_line.wildcards import Files
 
 DOCTOR: Final = """\
@@ -51,12 +48,12 @@ def run(options: argparse.Namespace) -> int:
         print_json(diagnosis.as_dict())
         return FAILED if diagnosis.problems else 0
     for section in diagnosis.sections:
-        print(section.title)
+        say(section.title)
         for row in section.rows:
-            text = row.text.replace("\n", f"\n{'':<13}")
-            print(f"  {row.name:<11}{text}")
+            first, *more = row.text.split("\n")
+            say(f"  {row.name:<11}{first}", *(f"{'':<13}{line}" for line in more))
             if row.next:
-                print(f"  {'next':<11}{row.next}")
+                say(f"  {'next':<11}{row.next}")
     count = diagnosis.problems
-    print(f"{count} problem{'s' * (count != 1)} found" if count else "no problem found here")
+    say(f"{count} problem{'s' * (count != 1)} found" if count else "no problem found here")
     return FAILED if count else 0

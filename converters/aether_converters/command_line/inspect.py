@@ -13,8 +13,9 @@ from aether_converters.command_line.arguments import (
 )
 from aether_converters.command_line.terminal import (
     FAILED,
-    fail,
+    fail_with,
     print_json,
+    say,
 )
 from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import AetherError
@@ -70,11 +71,9 @@ def run(options: argparse.Namespace) -> int:
         print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
     else:
         for path, rows in tables:
-            print(path)
-            for name, text in rows:
-                print(f"  {name:<11}{text}")
+            say(str(path), *(f"  {name:<11}{text}" for name, text in rows))
     for error in failures:
-        fail(str(error))
+        fail_with(error)
     return FAILED if failures else 0
 
 

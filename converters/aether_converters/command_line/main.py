@@ -17,7 +17,14 @@ from aether_converters.command_line.demo import add_demo
 from aether_converters.command_line.doctor import add_doctor
 from aether_converters.command_line.inspect import add_inspect
 from aether_converters.command_line.release import add_release
-from aether_converters.command_line.terminal import FAILED, fail
+from aether_converters.command_line.terminal import (
+    FAILED,
+    abandon,
+    fail,
+    fail_with,
+    finish_streams,
+    prepare_streams,
+)
 from aether_converters.command_line.upscale import add_upscale
 from aether_converters.command_line.verify import add_verify
 from aether_spandrel.errors import AetherError
@@ -48,28 +55,45 @@ class _Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 for success, 1 for failure, 2 for usage."""
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    prepare_streams()
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        return options.run(options)
+        status = _run(arguments)
+        finish_streams()
     except AetherError as error:
-        return fail(str(error))
+        return fail_with(error)
     except KeyboardInterrupt as interruption:
         fail("interrupted; no unfinished file was left")
         return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
     except MemoryError:
-        return fail("memory ran out\n  next      close other programs, or try a smaller --tile")
+        return fail("memory ran out", "  next      close other programs, or try a smaller --tile")
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain about it while exiting.
-        sys.stderr.close()
+        for stream in (sys.stdout, sys.stderr):
+            abandon(stream)
         return FAILED
     except Exception as error:  # noqa: BLE001  a defect of ours: one line for users
-        if options.debug:
+        if debug:
             traceback.print_exc()
         return fail(
-            f"unexpected {type(error).__name__}: {error}\n"
-            "  next      run it again with --debug in front, and report the output"
+            f"unexpected {type(error).__name__}: {error}",
+            "  next      run it again with --debug in front, and report the output",
         )
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    return options.run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line, and where to read on; exit with 2."""
+        fail(message, f"  next      {self.prog} --help")
+        raise SystemExit(2)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -77,7 +101,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aethernet",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +16,10 @@ from aether_converters.command_line.arguments import (
     checkpoint_options,
     list_of,
     name_part,
+    paragraphs,
 )
 from aether_converters.command_line.tables import print_report
-from aether_converters.command_line.terminal import FAILED, print_json, progress
+from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
 from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def add_release(commands: Any) -> None:
         "--name", type=name_part, help="of the model (default: from the file's name)"
     )
     card_options(command)
-    command.add_argument("--description", default="", help="what the model is for, in Markdown")
+    command.add_argument(
+        "--description", type=paragraphs, default="", help="what the model is for, in Markdown"
+    )
     command.add_argument(
         "--tags",
         type=_tags,
@@ -116,14 +118,14 @@ def run(options: argparse.Namespace) -> int:
         return FAILED if made.report.failed else 0
     status = print_report(made.report, options, kept="written", dropped="not kept")
     if made.report.failed:
-        print("nothing else was written but the report", file=sys.stderr)
+        tell("nothing else was written but the report")
         return status
     print_rest(made)
     for text in made.missing:
-        print(f"to do: {text}", file=sys.stderr)
+        tell(f"to do: {text}")
     return status
 
 
 def print_rest(made: Release) -> None:
     """Say what was written beside the model files."""
-    print(f"beside them: {', '.join(file.name for file in made.files)}")
+    say(f"beside them: {', '.join(file.name for file in made.files)}")

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from aether_converters.command_line.terminal import (
-    FAILED,
-    console,
-    fail,
-    print_json,
-    rich_module,
-    table_of,
-)
+from aether_converters.command_line.terminal import FAILED, Table, fail, print_json, say, tell
 
 if TYPE_CHECKING:
     from aether_converters.measuring.figures import ArtefactReport
@@ -25,28 +17,28 @@ def print_report(report: Report, options: argparse.Namespace, *, kept: str, drop
     if options.json:
         print_json(report.as_dict())
     else:
-        escape: Any = rich_module("markup").escape
         # A long folder would fold every row of a narrow terminal, so one folder is said once.
         folders = {artefact.path.parent for artefact in report.artefacts}
         together = len(folders) == 1
         place = f", in {next(iter(folders))}" if together else ""
-        table = table_of(f"compared with {report.source.path.name}{place}", REPORT_COLUMNS)
+        table = Table(f"compared with {report.source.path.name}{place}", REPORT_COLUMNS)
         for artefact in report.artefacts:
             table.add_row(
-                escape(artefact.path.name if together else str(artefact.path)),
+                artefact.path.name if together else str(artefact.path),
                 f"{artefact.bytes / 2**20:.2f} MiB",
                 *_comparison(artefact),
-                f"[bold]{dropped}[/]" if artefact.problem else kept,
+                dropped if artefact.problem else kept,
+                stressed=bool(artefact.problem),
             )
-        console(sys.stdout).print(table)
+        table.show()
         _print_quantisation(report)
         for warning in report.source.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            tell(f"warning: {warning}")
     for artefact in report.artefacts:
         if artefact.problem:
             fail(f"{artefact.path}: {dropped}: {artefact.problem}")
         if artefact.not_run:
-            print(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}", file=sys.stderr)
+            tell(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}")
     return FAILED if report.failed else 0
 
 
@@ -65,16 +57,16 @@ def _print_quantisation(report: Report) -> None:
     """What is in int8, and what each layer costs where that was measured."""
     for artefact in report.artefacts:
         if "int8_share" in artefact.details:
-            print(
+            say(
                 f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
                 f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
             )
         for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
             if name in artefact.details:
-                print(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
+                say(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
     _print_proofs(report)
     for target, costs in report.costs.items():
-        table = table_of(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
+        table = Table(f"what each layer costs by itself in int8 for {target}", COST_COLUMNS)
         total = sum(cost.macs for cost in costs)
         for cost in sorted(costs, key=lambda cost: -cost.loss):
             table.add_row(
@@ -83,7 +75,7 @@ def _print_quantisation(report: Report) -> None:
                 f"{cost.loss:.4f} dB",
                 "int8" if cost.quantised else "float",
             )
-        console(sys.stdout).print(table)
+        table.show()
 
 
 def _print_proofs(report: Report) -> None:
@@ -91,19 +83,18 @@ def _print_proofs(report: Report) -> None:
     proofs = [(a.path.name, proof) for a in report.artefacts for proof in a.pictures]
     if not proofs:
         return
-    escape: Any = rich_module("markup").escape
-    table = table_of("picture by picture", PROOF_COLUMNS)
+    table = Table("picture by picture", PROOF_COLUMNS)
     for name, proof in proofs:
         table.add_row(
-            escape(name),
-            escape(proof.picture),
+            name,
+            proof.picture,
             "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
             f"{proof.ssim:.4f}",
             "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
             "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
             "-" if proof.loss is None else f"{proof.loss:.3f} dB",
         )
-    console(sys.stdout).print(table)
+    table.show()
 
 
 PROOF_COLUMNS: Final = (

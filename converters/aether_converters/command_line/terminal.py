@@ -2,27 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from aether_spandrel.errors import AetherError, one_line
 
 if TYPE_CHECKING:
     from aether_converters.pictures.jobs import Job
 
 FAILED: Final = 1
+LONGEST_ROW: Final = 2000  # characters
 
 
-def fail(text: str) -> int:
+def say(*rows: str) -> None:
+    """Print rows on stdout: the one way there for texts, whoever wrote them.
+
+    A row is a line whatever it holds: names and metadata of files cannot forge another, nor
+    command the terminal.
+    """
+    _write(sys.stdout, rows)
+
+
+def tell(*rows: str) -> None:
+    """Print rows on stderr, as `say` does."""
+    _write(sys.stderr, rows)
+
+
+def _write(stream: TextIO, rows: Sequence[str]) -> None:
+    with written_to(stream):
+        for row in rows:
+            text = one_line(row)
+            print(text if len(text) <= LONGEST_ROW else f"{text[:LONGEST_ROW]}…", file=stream)
+
+
+@contextmanager
+def written_to(stream: TextIO) -> Generator[None]:
+    """Turn what the operating system says of a stream into an error with advice.
+
+    Raises:
+        BrokenPipeError: Whoever read it has gone.
+        OutputError: It cannot be written to.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon(stream)
+        raise OutputError(
+            f"what is printed cannot be written: {error.strerror or error}",
+            advice="print it to another place",
+        ) from error
+
+
+def fail(*rows: str) -> int:
     """Say on stderr what went wrong; returns the exit status."""
-    print(f"error: {text}", file=sys.stderr)
+    tell(f"error: {rows[0]}", *rows[1:])
     return FAILED
 
 
+def fail_with(error: AetherError) -> int:
+    """Say on stderr what is wrong, and all that the error knows; returns the exit status."""
+    return fail(*str(error).split("\n"))
+
+
 def print_json(value: object) -> None:
-    """Print plain values for scripts."""
-    print(json.dumps(value, indent=2, default=str))
+    """Print plain values for scripts, in ASCII, so that every pipe takes them."""
+    with written_to(sys.stdout):
+        print(json.dumps(value, indent=2, default=str))
+
+
+def prepare_streams() -> None:
+    """Let everything be printed, whatever stdout and stderr are: closed, or of few characters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as we run
+            setattr(sys, name, nowhere)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def finish_streams() -> None:
+    """Write what is still waiting to be printed.
+
+    Raises:
+        BrokenPipeError: Whoever read it has gone.
+        OutputError: It cannot be written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with written_to(stream):
+            stream.flush()
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what waits in a stream go nowhere; Python would complain about it while exiting."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class OutputError(AetherError):
+    """What a command says cannot be printed."""
 
 
 def rich_module(module: str) -> Any:
@@ -32,14 +121,33 @@ def rich_module(module: str) -> Any:
     return require(f"rich.{module}")
 
 
-def table_of(title: str, columns: Sequence[tuple[str, str]]) -> Any:
-    """An empty table of named columns, each with its justification."""
-    table = rich_module("table").Table(
-        title=rich_module("markup").escape(title), title_justify="left"
-    )
-    for column, justify in columns:
-        table.add_column(column, justify=justify, overflow="fold")
-    return table
+class Table:
+    """Rows of cells that are shown as they are: neither markup nor control characters count."""
+
+    def __init__(self, title: str, columns: Sequence[tuple[str, str]]) -> None:
+        """Begin a table of named columns, each with its justification."""
+        self._rich = rich_module("table").Table(title=cell(title), title_justify="left")
+        for column, justify in columns:
+            self._rich.add_column(column, justify=justify, overflow="fold")
+
+    def add_row(self, *cells: str, stressed: bool = False) -> None:
+        """Add a row, whose last cell may stand out."""
+        *texts, last = map(cell, cells)
+        self._rich.add_row(*texts, f"[bold]{last}[/]" if stressed else last)
+
+    def add_section(self) -> None:
+        """Draw a line below the rows so far."""
+        self._rich.add_section()
+
+    def show(self) -> None:
+        """Print the table on stdout."""
+        with written_to(sys.stdout):
+            console(sys.stdout).print(self._rich)
+
+
+def cell(text: str) -> str:
+    """A text for rich that means nothing but itself."""
+    return rich_module("markup").escape(one_line(text))
 
 
 def console(stream: Any) -> Any:
@@ -80,11 +188,11 @@ class Steps:
         """Begin a step, and so end the one before."""
         started = bool(self._step)
         self._step = f"{self._title}: {step}"
-        self._bar.update(self._task, advance=1 if started else 0, description=self._step)
+        self._bar.update(self._task, advance=1 if started else 0, description=cell(self._step))
 
     def detail(self, part: str, done: int, total: int) -> None:
         """Say how far a part of the step is."""
-        self._bar.update(self._task, description=f"{self._step}, {part} {done}/{total}")
+        self._bar.update(self._task, description=cell(f"{self._step}, {part} {done}/{total}"))
 
 
 @contextmanager
@@ -112,7 +220,7 @@ def picture_progress(
             begun += 1
             title = f"picture {begun} of {pictures}"
             bar.update(overall, completed=begun - 1, description=title)
-            bar.update(current, completed=0, total=None, description=job.source.name)
+            bar.update(current, completed=0, total=None, description=cell(job.source.name))
 
         def on_pixels(done: int, total: int) -> None:
             bar.update(current, completed=done, total=total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,8 @@ from aether_converters.command_line.terminal import (
     fail,
     picture_progress,
     print_json,
+    say,
+    tell,
 )
 from aether_converters.command_line.wildcards import Files
 
@@ -134,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
         **options.constants,
     )
     if "provider" in upscaler.details:
-        print(f"computed by {upscaler.details['provider']}", file=sys.stderr)
+        tell(f"computed by {upscaler.details['provider']}")
     tiles = TileOptions(
         tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
     )
@@ -170,11 +171,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_picture(report: PictureReport) -> None:
     if report.outcome == "failed":
-        fail("\n".join(report.notes))
+        fail(*(row for note in report.notes for row in note.split("\n")))
         return
     facts = report.outcome
     if report.size is not None:
         width, height = report.size
         tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
         facts = f"{width} x {height} px, {tiles}, {report.seconds:.1f} s"
-    print(f"{report.target}: {'; '.join([facts, *report.notes])}")
+    say(f"{report.target}: {'; '.join([facts, *report.notes])}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +12,7 @@ from aether_converters.command_line.arguments import (
     checkpoint_options,
 )
 from aether_converters.command_line.tables import print_report
-from aether_converters.command_line.terminal import (
-    fail,
-    progress,
-)
+from aether_converters.command_line.terminal import fail, progress, tell
 from aether_converters.command_line.wildcards import Files
 
 VERIFY: Final = """\
@@ -78,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
     files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
     if others := [path.name for path in options.files if path not in files]:
-        print(f"left out, since they are no model files: {', '.join(others)}", file=sys.stderr)
+        tell(f"left out, since they are no model files: {', '.join(others)}")
     if not files:
         return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
@@ -102,6 +98,6 @@ def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
     if options.report is not None or not options.write_report:
         return options.report
     if reason := why_no_report(beside):
-        print(f"no report is written: {reason}; --report FOLDER names a place", file=sys.stderr)
+        tell(f"no report is written: {reason}; --report FOLDER names a place")
         return None
     return beside

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aether_converters.atomic import complete_or_nothing
 from aether_converters.errors import ConversionError
 from aether_converters.measuring.figures import PictureProof
 from aether_converters.pictures.comparison import Pair
@@ -130,5 +131,5 @@ def _write_difference(output: Image, source: Image, place: Path) -> None:
     if shown.shape[0] != 3:
         shown = shown[:1].repeat(3, axis=0)
     pixels = (shown * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    Pictures.fromarray(pixels).save(place, format="PNG")
+    with complete_or_nothing(place, force=True) as partial:
+        Pictures.fromarray(pixels).save(partial.path, format="PNG")

@@ -68,16 +68,38 @@ def open_checkpoint(path: Path, format: Format, device: str, constants: Constant
 
 
 def _moved(network: Network, device: str, path: Path) -> AetherNet:
+    refuse_device(device, path)
+    return build_network(network.config, float_weights(network)).to(device)
+
+
+def refuse_device(device: str, path: Path) -> None:
+    """Raise ModelError where PyTorch computes nothing on a device."""
     try:
-        return build_network(network.config, float_weights(network)).to(device)
-    except (RuntimeError, AssertionError) as error:
-        # torch says so when it was built without the device or the driver is missing.
-        raise ModelError(
-            f"PyTorch cannot use the device {device}",
-            file=path,
-            found=str(error).splitlines()[0],
-            advice="run it with --device cpu, or install PyTorch for this device",
-        ) from error
+        place = torch.device(device)
+        if place.type == "cpu" and place.index:
+            raise _unusable(device, path, "there is one CPU")
+        torch.ones(1, device=place).add(1).cpu()
+    # torch says in many ways that it was built without a device, or that the driver is missing.
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ImportError,
+    ) as error:
+        reason = str(error).split(". ")[0].splitlines() or [type(error).__name__]
+        raise _unusable(device, path, reason[0]) from error
+
+
+def _unusable(device: str, path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"PyTorch cannot use the device {device}",
+        file=path,
+        found=reason,
+        advice="run it with --device cpu, or install PyTorch for this device",
+    )
 
 
 class _Runner:
