@@ -156,7 +156,11 @@ def _arch_config(network: Network) -> dict[str, object]:
         # What differs from the revision's default is part of the weights.
         "res_scale": network.defaults.get("res_scale", 1.0),
     }
-    return {name: values[name] for name in network.revision.arguments}
+    names = network.revision.arguments
+    if config.out_chans != config.in_chans and "out_chans" not in names:
+        # No key tells of this argument; but only a constructor that has it makes such a network.
+        names = (*names, "out_chans")
+    return {name: values[name] for name in names}
 
 
 def _as_text(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -180,7 +180,8 @@ REVISIONS = {
     "G5c": _G5C,
     "G5d": _G5D,
     "G5e": _G5E,
-    "G5f": _G5F,
+    # Some of its constructors take a number of outputs.
+    "G5f": replace(_G5F, free_out_chans=True),
     "G5s": replace(_G5F, free_out_chans=True, nested_upsampler=True, qat=False),
 }
 
