@@ -23,6 +23,7 @@ def _configurations() -> Iterator[Any]:
         if not options.running_stats:
             continue
         chosen: list[dict[str, Any]] = [{"in_chans": options.in_chans[0]}]
+        chosen += [{"embed_dim": 22, "ffn_dim": 49}]  # int(22 * (49 / 22)) is 48
         if options.attention:
             chosen += [{"channel_attn": True, "spatial_attn": True}]
         if options.free_out_chans:
