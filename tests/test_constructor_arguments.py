@@ -1,7 +1,7 @@
 """What a converted file says of its constructor's arguments makes the network that is in it.
 
-`tests/support/published.py` stands in for the constructors: it draws the tensors of each revision from
-their arguments alone.
+`tests/support/published.py` stands in for the constructors: it draws the tensors of each revision
+from their arguments alone.
 """
 
 from __future__ import annotations
