@@ -42,7 +42,7 @@ AVERAGED: Final = re.compile(r"(^|[._-])(ema|averaged|swa)([._-]|$)", re.IGNOREC
 QUANTISATION: Final = re.compile(
     r"(^|\.)(weight_fake_quant|activation_post_process|input_range)(\.|$)|\.(scale|zero_point)$"
 )
-"""Found in the keys of fake quantisation, of observers, and of converted int8 (section 5)."""
+"""Found in the keys of fake quantisation, observers and int8 (docs/reference.md#qat-and-int8)."""
 
 PACKED: Final = "._packed_params"
 

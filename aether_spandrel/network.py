@@ -452,7 +452,7 @@ def _upsampler_keys(tensors: Entries) -> list[str]:
 
 
 def infer_scale(tensors: Entries) -> int:
-    """Upscaling factor from the upsampler's convolutions (section 2.3).
+    """Upscaling factor from the upsampler's convolutions (docs/reference.md#upsampler).
 
     None means 1, one means 1, 2 or 3 by its widening, n >= 2 mean 2**n.
 

@@ -1,9 +1,9 @@
 """The range of each layer's input, as quantisation-aware training has left it in a checkpoint.
 
 A network of `aether_core.prepare_qat` stores the ranges of inputs themselves. Published files store
-what each module *gave* (section 5), so that there an input has the range of what gives it. All
-become symmetric: the largest absolute value. Weights need no entries, for their ranges are read
-from the weights.
+what each module *gave* (docs/reference.md#qat-and-int8), so that there an input has the range of
+what gives it. All become symmetric: the largest absolute value. Weights need no entries, for their
+ranges are read from the weights.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 AetherNet was published in a dozen incompatible revisions that name neither themselves nor their
 configuration. A row says by which keys and shapes a revision is recognised and what its network
-computes; `network.py` reads files by these fields and never asks for a row's name. Section numbers
-refer to the reference of published revisions.
+computes; `network.py` reads files by these fields and never asks for a row's name. In words, the
+rows stand in docs/reference.md, and a test holds both together.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ ARITHMETIC: Final = (
 
 LONGEST_NAME: Final = 16  # characters of a revision's name
 
-SMALL_DIM: Final = 64  # embed_dim; tiny and mobile were trained with another res_scale (section 4)
+SMALL_DIM: Final = 64  # embed_dim; smaller ones have another res_scale: docs/reference.md#presets
 
 STAGED_KEYS: Final = (
     (r"^stages\.", "layers."),
@@ -215,7 +215,7 @@ STAGED_KEYS: Final = (
     (r"^conv_before_upsample\.(weight|bias)$", r"conv_before_upsample.0.\1"),
     (r"^upsample\.(?:blocks|upsample)\.(?:up_)?(\w+?)(?:\.0)?\.(weight|bias)$", r"upsample.\1.\2"),
 )
-"""Published keys of all revisions from G2 on, as canonical ones (section 2)."""
+"""Published keys from G2 on, as canonical ones (docs/reference.md#keys-and-shapes)."""
 
 STAGED_NAMES: Final = (
     ("layers.", "stages."),
@@ -238,14 +238,14 @@ ARGUMENTS: Final = (
     "scale",
     "img_range",
 )
-"""Of every published constructor (section 7)."""
+"""Of every published constructor (docs/reference.md#files)."""
 
 BOOKKEEPING: Final = (
     r"^(scale|scale_tensor|pt_version|model_version)$|(^|\.)norm\.num_batches_tracked$"
 )
 
 QUANTISED: Final = r"\.(activation_post_process\.|zero_point$)"
-"""Found in the keys of quantisation-aware training, and of int8 files (section 5)."""
+"""Found in the keys of training for int8 and of int8 files (docs/reference.md#qat-and-int8)."""
 
 
 def _sizes(
@@ -464,7 +464,7 @@ G5S: Final = replace(
 )
 
 REVISIONS: Final = (G1, G4, G5S, G5B, G5D, G5C, G5E, G5A, G5F, G3, G2A, G2B, G2C, G2D)
-"""The revisions that are read, in detection order (section 6)."""
+"""The revisions that are read, in detection order (docs/reference.md#told-apart)."""
 
 ANCHORS: Final = tuple(dict.fromkeys(revision.anchor for revision in REVISIONS))
 """Keys of which every AetherNet has one, and no other network any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -141,7 +142,7 @@ def _arch_config(network: Network) -> dict[str, object]:
         "out_chans": config.out_chans,
         "embed_dim": config.embed_dim,
         "depths": list(config.depths),
-        "mlp_ratio": config.ffn_dim / config.embed_dim,
+        "mlp_ratio": _mlp_ratio(config.ffn_dim, config.embed_dim),
         "drop_rate": 0.0,
         "drop": 0.0,
         "drop_path_rate": 0.0,
@@ -156,7 +157,18 @@ def _arch_config(network: Network) -> dict[str, object]:
         # What differs from the revision's default is part of the weights.
         "res_scale": network.defaults.get("res_scale", 1.0),
     }
-    return {name: values[name] for name in network.revision.arguments}
+    names = network.revision.arguments
+    if config.out_chans != config.in_chans and "out_chans" not in names:
+        # No key tells of this argument; but only a constructor that has it makes such a network.
+        names = (*names, "out_chans")
+    return {name: values[name] for name in names}
+
+
+def _mlp_ratio(ffn_dim: int, embed_dim: int) -> float:
+    """The ratio of which `int(embed_dim * ratio)` is ffn_dim, as constructors compute it."""
+    ratio = ffn_dim / embed_dim
+    rounded_down = int(embed_dim * ratio) < ffn_dim
+    return math.nextafter(ratio, math.inf) if rounded_down else ratio
 
 
 def _as_text(metadata: Mapping[str, object]) -> dict[str, str]:

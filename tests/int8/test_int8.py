@@ -44,7 +44,7 @@ def rounded(weight: Tensor, *, per_channel: bool) -> Tensor:
 
 
 def converted(state: dict[str, Tensor], *, per_channel: bool) -> dict[str, Any]:
-    """As torch.ao.quantization.convert leaves a fused network (section 5)."""
+    """As torch's convert leaves a fused network: docs/reference.md#converted-files."""
     found: dict[str, Any] = {
         "quant.scale": torch.tensor([0.01]),
         "quant.zero_point": torch.tensor([3]),

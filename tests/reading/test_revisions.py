@@ -36,7 +36,7 @@ TOLERANCE = 2e-5  # float32 against float64, outputs of about 4
 
 
 TAKEN_FOR = {"G5a": "G5f", "G5d": "G5e"}
-"""Unfused files whose keys two revisions share; section 6 says which one to take them for."""
+"""Unfused files whose keys two revisions share: docs/reference.md#told-apart."""
 
 
 def read(state: Mapping[str, Tensor], revision: str | None = None, **metadata: object) -> Network:

@@ -32,7 +32,7 @@ class Revision:
     qat: bool = True
     mlp_ratio: float = 2.0
 
-    # Section 2.2 of the reference of published revisions.
+    # Keys and shapes: docs/reference.md#g2-to-g5
     buffers: tuple[str, ...] = ()  # in front of `mean`
     model_version: tuple[int, int, int] = (3, 1, 1)
     gray_mean: float = 0.5
@@ -48,11 +48,11 @@ class Revision:
     attention_bias: bool = False
     wide_fusion: bool = False  # the fusion takes E * S channels, else E
     half_head: bool = False  # conv_before_upsample gives E // 2 channels
-    # Section 2.3, by the revision that brought the rule.
+    # docs/reference.md#upsampler, by the revision that brought the rule.
     upsampler: Literal["G2a", "G2b", "G2d", "G4", "G5c", "G5e"] = "G2d"
     nested_upsampler: bool = False  # blocks.N.0
 
-    # Section 5: what prepare_qat leaves behind.
+    # What prepare_qat leaves behind: docs/reference.md#qat-and-int8
     activation_kind: Kind = "observer"
     weight_kind: Kind = "observer"
     unobserved: tuple[str, ...] = ()  # layers without entries
@@ -180,7 +180,8 @@ REVISIONS = {
     "G5c": _G5C,
     "G5d": _G5D,
     "G5e": _G5E,
-    "G5f": _G5F,
+    # Some of its constructors take a number of outputs.
+    "G5f": replace(_G5F, free_out_chans=True),
     "G5s": replace(_G5F, free_out_chans=True, nested_upsampler=True, qat=False),
 }
 
@@ -289,7 +290,7 @@ def draw(
 def _upsampler_widths(
     traits: Revision, embed_dim: int, scale: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """(in, out) of each convolution, and D, the channels of conv_last, as section 2.3 says."""
+    """(in, out) of each convolution, and the D of docs/reference.md#upsampler."""
     rule, share = traits.upsampler, max(1, scale // 2)
     channels = embed_dim // 2 if traits.half_head else embed_dim
     last = max(32, (channels if rule == "G2b" else embed_dim) // share)
@@ -346,7 +347,7 @@ class _File:
         sk_kernel: int,
         ffn_dim: int,
     ) -> None:
-        """The whole state dict of G1, section 2.1."""
+        """The whole state dict of G1: docs/reference.md#g1."""
         self.layer("conv_first", embed_dim, in_chans, 3, 3)
         for block in (f"layers.{i}.{j}" for i, depth in enumerate(depths) for j in range(depth)):
             self.reparam_conv(f"{block}.conv", embed_dim, lk_kernel, sk_kernel)
@@ -477,7 +478,7 @@ class _File:
             self._observer(f"{name}.activation_post_process", kind, channels)
 
     def _observer(self, name: str, kind: Kind, channels: int) -> None:
-        """The state of an observer or of a fake quantisation around one, section 5."""
+        """The state of an observer or of a fake quantisation: docs/reference.md#training-files."""
         if not self._qat:
             return
         per_channel = kind in ("channel_observer", "channel_fake_quant")

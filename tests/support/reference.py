@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def g1(state_dict: Mapping[str, Tensor], image: Tensor, img_range: float = 1.0) -> Tensor:
-    """Upscale (N, C, H, W) with G1, as section 3 of the reference of published revisions says."""
+    """Upscale (N, C, H, W) with G1, as docs/reference.md#g1-step-by-step says."""
     weights = _float_weights(state_dict)
     mean = 0.5 if image.shape[1] == 3 else 0.0
     first = _conv(weights, (image.double() - mean) * img_range, "conv_first")
@@ -32,7 +32,7 @@ def g1(state_dict: Mapping[str, Tensor], image: Tensor, img_range: float = 1.0) 
 
 @dataclass(frozen=True)
 class _Rules:
-    """One column of the tables of section 3 of the reference of published revisions."""
+    """One row of the tables of docs/reference.md#g2-to-g5-step-by-step and #norms."""
 
     # The class default for embed_dim <= 64 and above; None: the revision has no res_scale.
     res_scale: tuple[float, float] | None
@@ -84,7 +84,7 @@ def published(
     img_range: float = 1.0,
     qat: bool = False,
 ) -> Tensor:
-    """Upscale (N, C, H, W) as section 3 of the reference of published revisions says.
+    """Upscale (N, C, H, W) as docs/reference.md#g2-to-g5-step-by-step says.
 
     `state_dict` has the published keys, unfused or fused; entries of observers are ignored.
     Without `res_scale` the blocks use the default of the revision. With `qat` the result is that
