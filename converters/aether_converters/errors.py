@@ -29,6 +29,10 @@ class MissingExtraError(AetherError):
     """An optional package is needed that is not installed."""
 
 
+class OutputError(AetherError):
+    """What a command says cannot be printed."""
+
+
 EXTRAS: Final = {
     "onnx": "convert",
     "onnxruntime": "convert",

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from aether_converters.command_line.bench import add_bench
 from aether_converters.command_line.convert import add_convert
@@ -24,6 +24,7 @@ from aether_converters.command_line.terminal import (
     fail_with,
     finish_streams,
     prepare_streams,
+    written_to,
 )
 from aether_converters.command_line.upscale import add_upscale
 from aether_converters.command_line.verify import add_verify
@@ -89,6 +90,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, as every other error is said."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or version; argparse would not notice that it cannot."""
+        stream = file or sys.stderr
+        with written_to(stream):
+            stream.write(message)
+            stream.flush()
 
     def error(self, message: str) -> NoReturn:
         """Print the line, and where to read on; exit with 2."""

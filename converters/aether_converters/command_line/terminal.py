@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from aether_converters.errors import OutputError
 from aether_spandrel.errors import AetherError, one_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def _write(stream: TextIO, rows: Sequence[str]) -> None:
     with written_to(stream):
         for row in rows:
             text = one_line(row)
-            print(text if len(text) <= LONGEST_ROW else f"{text[:LONGEST_ROW]}…", file=stream)
+            if len(text) > LONGEST_ROW:
+                text = f"{text[: LONGEST_ROW // 2]}…{text[-LONGEST_ROW // 2 :]}"
+            print(text, file=stream)
 
 
 @contextmanager
@@ -108,10 +111,6 @@ def abandon(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-
-
-class OutputError(AetherError):
-    """What a command says cannot be printed."""
 
 
 def rich_module(module: str) -> Any:
