@@ -23,6 +23,7 @@ from aether_core import AetherNet
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.inference import FastAetherNet
 from aether_spandrel.network import (
     Network,
     fuse,
@@ -61,7 +62,7 @@ def describe(arch: AetherNetArch, network: Network) -> ImageModelDescriptor[Aeth
     fused = fuse(network)
     config = fused.config
     with torch.device("cpu"):
-        model = AetherNet(config).eval().requires_grad_(False)
+        model = FastAetherNet(config).eval().requires_grad_(False)
     tags = [
         network.revision.name,
         *([network.preset] if network.preset else []),

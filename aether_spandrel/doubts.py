@@ -13,8 +13,9 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet
 from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import Network, float_weights, fuse
 
 Doubt = Callable[[Checkpoint, Network], Iterator[str]]
@@ -212,8 +213,8 @@ def activation_peak(network: Network) -> tuple[float, str]:
 def _run_probe(model: AetherNet) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (1, model.config.in_chans, PROBE_SIDE, PROBE_SIDE)
-    # With gradients every module is called, and so are its hooks; inference passes some over.
-    model(torch.rand(shape, generator=generator).requires_grad_())
+    with torch.inference_mode():
+        model(torch.rand(shape, generator=generator))
 
 
 def contradicting_metadata(checkpoint: Checkpoint, network: Network) -> Iterator[str]:

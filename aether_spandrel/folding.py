@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from aether_core import fuse_state_dict
+from aether_spandrel.errors import CheckpointError
 
 BLOCK: Final = re.compile(r"layers\.\d+\.\d+\.")
 STATISTICS: Final = ("running_mean", "running_var")
@@ -163,6 +164,99 @@ def fuse_kernels(state: State) -> dict[str, Tensor]:
     """Both kernels of each block as one, summed in float32."""
     wide = {k: t.float() if ".conv." in k and BLOCK.match(k) else t for k, t in state.items()}
     return fuse_state_dict(wide)
+
+
+def is_fused(state_dict: State) -> bool:
+    """Whether no block keeps its two training kernels apart."""
+    return not any(key.endswith(".lk_conv.weight") for key in state_dict)
+
+
+def fuse_state_dict(state_dict: State) -> dict[str, Tensor]:
+    """A new state dict in which each block's two depthwise kernels are one.
+
+    kernel = lk + sk zero-padded to the size of lk, bias = lk_bias + sk_bias. The sum is taken in
+    float32 at least and stored in the dtype of the kernels. Other entries, their order and the
+    argument stay as they are; fusing a fused state dict changes nothing.
+
+    Raises:
+        CheckpointError: A block lacks one of its four tensors, or their shapes do not fit.
+    """
+    fused: dict[str, Tensor] = {}
+    parts = (".lk_conv.weight", ".sk_conv.weight", ".lk_bias", ".sk_bias")
+    done: set[str] = set()
+    for key, tensor in state_dict.items():
+        part = next((part for part in parts if key.endswith(part)), None)
+        if part is None:
+            fused[key] = tensor
+            continue
+        prefix = key[: -len(part)] + "."
+        if prefix not in done:
+            done.add(prefix)
+            fused.update(_fused_kernels(state_dict, prefix))
+    return fused
+
+
+def _fused_kernels(state: State, conv: str) -> dict[str, Tensor]:
+    """The two tensors that replace the four training tensors under the prefix `conv`."""
+    names = [conv + name for name in ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias")]
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(
+            f"cannot fuse {conv.rstrip('.') or 'the block'}: {missing[0]} is missing",
+            advice="fuse the whole state dict of one training",
+        )
+    large, small, large_bias, small_bias = (state[name] for name in names)
+    margin, rest = divmod(large.shape[-1] - small.shape[-1], 2)
+    fits = large.dim() == small.dim() == 4 and large.shape[:2] == small.shape[:2]
+    if not fits or margin < 0 or rest:
+        raise CheckpointError(
+            f"cannot fuse {conv.rstrip('.') or 'the block'}: the small kernel "
+            f"{tuple(small.shape)} does not fit into the large one {tuple(large.shape)}",
+            advice="fuse the whole state dict of one training",
+        )
+    kernel = _wide(large) + F.pad(_wide(small), (margin,) * 4)
+    bias = _wide(large_bias) + _wide(small_bias)
+    return {
+        f"{conv}fused_conv.weight": kernel.to(large.dtype).detach(),
+        f"{conv}fused_conv.bias": bias.to(large_bias.dtype).detach(),
+    }
+
+
+def joined_weights(
+    weight: Tensor, bias: Tensor, factor: int, last_weight: Tensor, last_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of a 3x3 convolution, a shuffle and another 3x3 convolution, which are one together.
+
+    An impulse in each channel shows the kernel: what it becomes is the kernel mirrored.
+
+    Args:
+        weight: (width * factor**2, C_in, 3, 3), of the first convolution.
+        bias: (width * factor**2).
+        factor: Of the shuffle.
+        last_weight: (C_out, width, 3, 3).
+        last_bias: (C_out).
+
+    Returns:
+        Weight (C_out * factor**2, C_in, 5, 5) and bias (C_out * factor**2) of the one convolution
+        before the shuffle, in float32 at least.
+    """
+    # The bias is what one more channel, of ones, would give.
+    constant = F.pad(_wide(bias)[:, None, None, None], (1, 1, 1, 1))
+    impulses = torch.cat([_wide(weight), constant], dim=1).flip(2, 3).transpose(0, 1)
+    impulses = F.pixel_shuffle(impulses, factor)  # (C_in + 1, width, 3 * factor, 3 * factor)
+    taps = _wide(last_weight).flip(2, 3).transpose(0, 1).flatten(1)  # (width, C_out * 9)
+    # A product of matrices, since convolutions would be rounded to TF32 on a GPU.
+    spread = (impulses.flatten(2).transpose(1, 2) @ taps).transpose(1, 2)
+    side = 3 * factor + 2
+    spread = F.fold(spread, (side, side), kernel_size=3)  # (C_in + 1, C_out, side, side)
+    spread = F.pixel_unshuffle(F.pad(spread, (factor - 1,) * 4), factor)
+    joined = spread.transpose(0, 1).flip(2, 3)
+    constant = joined[:, -1].sum(dim=(1, 2))
+    return joined[:, :-1], constant + _wide(last_bias).repeat_interleave(factor**2)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _precise(tensor: Tensor) -> Tensor:

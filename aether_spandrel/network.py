@@ -22,8 +22,6 @@ from aether_core import (
     SCALES,
     AetherConfig,
     AetherNet,
-    fuse_state_dict,
-    is_fused,
     revision_codes,
 )
 from aether_spandrel import folding
@@ -36,6 +34,7 @@ from aether_spandrel.constants import (
     split_revision,
 )
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.folding import fuse_state_dict, is_fused
 from aether_spandrel.half_precision import Headroom, divide_main, headroom
 from aether_spandrel.ranges import Ranges, read_ranges
 from aether_spandrel.revisions import (

@@ -10,7 +10,7 @@ no GPU is needed. `--write` puts the tables into docs/gpu.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aether_core import AetherNet, Block, build_network
+from aether_core import AetherNet, Block
 from aether_spandrel import AetherNetArch
+from aether_spandrel.inference import FastAetherNet, Parts, build_network
 from aether_spandrel.revisions import G1, G5F, Revision
 from tests.support.published import draw
 
@@ -184,9 +185,6 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.stride() == expected and not x.is_contiguous()
 
 
-Infer = Callable[[list[Tensor]], list[Tensor]]
-
-
 def launches(
     network: AetherNet, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> list[Launch]:
@@ -204,20 +202,16 @@ def launches(
             for key, tensor in weights.items()
         }
     counted = Launches()
+    indices = iter(range(network.config.blocks))
 
-    def noted(index: int, infer: Infer) -> Infer:
-        def run(parts: list[Tensor]) -> list[Tensor]:
-            counted.block = index
-            result = infer(parts)
+    class Noted(FastAetherNet):
+        def fast_block(self, block: Block, parts: Parts) -> Parts:
+            counted.block = next(indices)
+            result = super().fast_block(block, parts)
             counted.block = None
             return result
 
-        return run
-
-    on_gpu = build_network(network.config, there)
-    stages = cast("Iterable[Iterable[Block]]", on_gpu.layers)
-    for index, block in enumerate(block for stage in stages for block in stage):
-        cast(Any, block).infer = noted(index, block.infer)
+    on_gpu = build_network(network.config, there, Noted)
     # Not inference_mode, under which composite operators would not be taken apart.
     with torch.no_grad(), fake, counted:
         on_gpu(picture)

@@ -6,16 +6,15 @@ Re-parameterisation follows the idea of RepVGG (Ding et al., arXiv:2101.03697), 
 GLU variants (Shazeer, arXiv:2002.05202).
 
 Top to bottom: configuration, quantisation, leaf blocks, block, network, presets, fusing,
-quantisation-aware training. Key names in the state dict are the published ones, so a checkpoint or
-a training configuration works unchanged.
+quantisation-aware training. Keys of the state dict are the published ones. Nothing here is for
+speed alone: what programs run is `aether_spandrel.inference`, which computes the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -33,34 +32,20 @@ __all__ = [
     "AetherConfig",
     "AetherNet",
     "Block",
-    "GatedFFN",
     "InputRange",
     "aether",
     "aether_large",
     "aether_medium",
     "aether_small",
-    "build_network",
     "freeze_ranges",
     "fuse_model",
-    "fuse_state_dict",
-    "in_parts",
     "input_scale",
-    "is_fused",
-    "joined",
-    "joined_weights",
     "prepare_qat",
     "quantised_layers",
-    "revision_codes",
-    "sample_deviation",
-    "scale_and_shift",
     "set_quantised",
-    "subtract_mean",
     "weight_scales",
 ]
 
-HEAD_CHANNELS: Final = 64
-BLOCK_NORM_EPS: Final = 1e-6
-BODY_NORM_EPS: Final = 1e-5
 SQUEEZE: Final = 8  # channel attention narrows embed_dim by this factor
 ATTENTION_KERNEL: Final = 7  # px, side of spatial attention's kernel
 RGB_MEAN: Final = 0.5  # subtracted for three channels only, and stored in no checkpoint
@@ -70,8 +55,8 @@ SCALES: Final[Mapping[int, tuple[int, ...]]] = {
     2: (2,),
     3: (3,),
     4: (2, 2),
-    8: (2, 2, 2),
-    16: (2, 2, 2, 2),
+    8: (2,) * 3,
+    16: (2,) * 4,
 }
 """Supported upscaling factors, each with the PixelShuffle factors that make it up."""
 
@@ -96,71 +81,45 @@ class AetherConfig:
     The defaults are the network as it is trained today; the fields from `revision` on describe
     what other published revisions compute.
 
-    Attributes:
-        in_chans: Channels of the input, such as 1 (grey), 3 (RGB) or 4 (RGBA).
-        out_chans: Channels of the output; 0 stands for `in_chans`.
-        embed_dim: Width of the body.
-        depths: Blocks per stage.
-        ffn_dim: Hidden width of the feed-forward, `int(embed_dim * mlp_ratio)` as published.
-        lk_kernel: Side of the large depthwise kernel in px, odd.
-        sk_kernel: Side of the small parallel kernel in px, odd, at most `lk_kernel`; without
-            effect once fused.
-        scale: Upscaling factor, a key of `SCALES`.
-        img_range: Largest pixel value that the inner layers see for an input in [0, 1].
-        fused: Whether both kernels of a block are already one.
-        drop_rate: Dropout probability after the feed-forward, in training only.
-        drop_path_rate: Stochastic-depth probability of the last block, in training only; the
-            first block has 0, those between rise linearly.
-        revision: Name that is stored with the weights; empty where their keys say enough.
-        activation: Of the feed-forward's gate, GELU being the exact form.
-        norm_type: `layernorm` over the channels of a pixel, or `deployment`: running statistics,
-            which are part of the convolution before them, so that the network has no such layer.
-        sample_norm: Deployment norms take the statistics of each image instead of running ones.
-        block_norm_eps: Added to the variance in the blocks' normalisation.
-        body_norm_eps: Added to the variance in the normalisation after the body.
-        channel_attn: Whether blocks weigh channels by squeeze and excitation.
-        spatial_attn: Whether blocks weigh pixels.
-        stage_fusion: How stages are combined: `none` (the last one counts), `raw` (all, by one
-            linear map) or `project` (each narrowed first).
-        body_order: In which order normalisation N, convolution C and the skip from the first
-            features f follow the body b: C(N(b)) + f, or s = b + f, C(N(s)) + s, or
-            s = N(b) + f, C(s) + s.
-        head_dim: Width before the upsampler.
-        head_widths: Width after each convolution of the upsampler and its shuffle; None for
-            `head_dim` throughout. At scale 1 an entry is a convolution without a shuffle.
-        head_activation: Whether a LeakyReLU stands before the upsampler.
-        stored_mean: Whether the input's mean is stored with the weights, as the buffer `mean`,
-            and the output's is part of the last bias.
-
     Raises:
         ValueError: A field is out of range; the message names it.
     """
 
-    in_chans: int = 3
-    out_chans: int = 0
-    embed_dim: int = 128
-    depths: tuple[int, ...] = (6,) * 6
-    ffn_dim: int = 256
-    lk_kernel: int = 11
-    sk_kernel: int = 3
-    scale: int = 4
-    img_range: float = 1.0
-    fused: bool = False
-    drop_rate: float = 0.0
+    in_chans: int = 3  #: Channels of the input, such as 1 (grey), 3 (RGB) or 4 (RGBA).
+    out_chans: int = 0  #: Channels of the output; 0 stands for `in_chans`.
+    embed_dim: int = 128  #: Width of the body.
+    depths: tuple[int, ...] = (6,) * 6  #: Blocks per stage.
+    ffn_dim: int = 256  #: Hidden width of the feed-forward, published as `embed_dim * mlp_ratio`.
+    lk_kernel: int = 11  #: Side of the large depthwise kernel in px, odd.
+    sk_kernel: int = 3  #: Side of the small one in px, odd, at most `lk_kernel`; once fused, idle.
+    scale: int = 4  #: Upscaling factor, a key of `SCALES`.
+    img_range: float = 1.0  #: Largest value that inner layers see for an input in [0, 1].
+    fused: bool = False  #: Whether both kernels of a block are already one.
+    drop_rate: float = 0.0  #: Dropout probability after the feed-forward, in training only.
+    #: Probability of leaving out the last block, in training only; it rises linearly from 0.
     drop_path_rate: float = 0.0
-    revision: str = ""
-    activation: Literal["gelu", "silu"] = "gelu"
+    revision: str = ""  #: Stored with the weights; empty where their keys say enough.
+    activation: Literal["gelu", "silu"] = "gelu"  #: Of the gate, GELU being the exact form.
+    #: `layernorm` over the channels of a pixel, or `deployment`: running statistics, which are
+    #: part of the convolution before them, so that the network has no such layer.
     norm_type: Literal["layernorm", "deployment"] = "layernorm"
-    sample_norm: bool = False
-    block_norm_eps: float = 1e-6
-    body_norm_eps: float = 1e-5
-    channel_attn: bool = False
-    spatial_attn: bool = False
+    sample_norm: bool = False  #: Deployment norms take the statistics of each image instead.
+    block_norm_eps: float = 1e-6  #: Added to the variance in the blocks' normalisation.
+    body_norm_eps: float = 1e-5  #: Added to the variance in the normalisation after the body.
+    channel_attn: bool = False  #: Whether blocks weigh channels by squeeze and excitation.
+    spatial_attn: bool = False  #: Whether blocks weigh pixels.
+    #: How stages are combined: `none` (the last one counts), `raw` (all, by one linear map) or
+    #: `project` (each narrowed first).
     stage_fusion: StageFusion = "none"
+    #: How normalisation N, convolution C and the skip from the first features f follow the body b:
+    #: C(N(b)) + f, or s = b + f, C(N(s)) + s, or s = N(b) + f, C(s) + s.
     body_order: BodyOrder = "norm-conv-add"
-    head_dim: int = HEAD_CHANNELS
+    head_dim: int = 64  #: Width before the upsampler.
+    #: Width after each convolution of the upsampler and its shuffle; None for `head_dim`
+    #: throughout. At scale 1 an entry is a convolution without a shuffle.
     head_widths: tuple[int, ...] | None = None
-    head_activation: bool = True
+    head_activation: bool = True  #: Whether a LeakyReLU stands before the upsampler.
+    #: Whether the input's mean is stored as the buffer `mean`, and the output's in the last bias.
     stored_mean: bool = False
 
     def __post_init__(self) -> None:
@@ -170,46 +129,35 @@ class AetherConfig:
         for name, channels in (("in_chans", self.in_chans), ("out_chans", self.out_chans)):
             if not 1 <= channels <= MOST_CHANNELS:
                 raise ValueError(f"{name} must lie between 1 and {MOST_CHANNELS}, got {channels}")
-        if self.embed_dim < 1 or self.ffn_dim < 1:
-            raise ValueError(
-                f"embed_dim and ffn_dim must be positive, got {self.embed_dim} and {self.ffn_dim}"
-            )
-        widths = (self.embed_dim, self.ffn_dim, self.head_dim, *(self.head_widths or ()))
-        if max(widths) > LARGEST_WIDTH:
+        body, ffn, head, after = self.embed_dim, self.ffn_dim, self.head_dim, self.head_widths
+        if body < 1 or ffn < 1:
+            raise ValueError(f"embed_dim and ffn_dim must be positive, got {body} and {ffn}")
+        if (widest := max(body, ffn, head, *(after or ()))) > LARGEST_WIDTH:
             raise ValueError(
                 f"embed_dim, ffn_dim, head_dim and head_widths must be at most {LARGEST_WIDTH}, "
-                f"got {max(widths)}"
+                f"got {widest}"
             )
-        if self.channel_attn and self.embed_dim < SQUEEZE:
-            raise ValueError(
-                f"embed_dim must be at least {SQUEEZE} with channel_attn, got {self.embed_dim}"
-            )
+        if self.channel_attn and body < SQUEEZE:
+            raise ValueError(f"embed_dim must be at least {SQUEEZE} with channel_attn, got {body}")
         if not self.depths or min(self.depths) < 1:
             raise ValueError(
                 f"depths must name at least one stage of at least one block, got {self.depths}"
             )
-        for name, kernel in (("lk_kernel", self.lk_kernel), ("sk_kernel", self.sk_kernel)):
+        large, small = self.lk_kernel, self.sk_kernel
+        for name, kernel in (("lk_kernel", large), ("sk_kernel", small)):
             if kernel < 1 or kernel % 2 == 0:
                 raise ValueError(f"{name} must be odd and positive, got {kernel}")
             if kernel > LARGEST_KERNEL:
                 raise ValueError(f"{name} must be at most {LARGEST_KERNEL}, got {kernel}")
-        if self.sk_kernel > self.lk_kernel:
-            raise ValueError(
-                f"sk_kernel must not exceed lk_kernel, got {self.sk_kernel} > {self.lk_kernel}"
-            )
+        if small > large:
+            raise ValueError(f"sk_kernel must not exceed lk_kernel, got {small} > {large}")
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {tuple(SCALES)}, got {self.scale}")
-        if self.head_dim < 1 or min(self.head_widths or (1,)) < 1:
-            raise ValueError(
-                f"head_dim and head_widths must be positive, got {self.head_dim} and "
-                f"{self.head_widths}"
-            )
-        if self.head_widths is not None and self.scale > 1:
-            steps = len(SCALES[self.scale])
-            if len(self.head_widths) != steps:
-                raise ValueError(
-                    f"scale {self.scale} takes {steps} head_widths, got {self.head_widths}"
-                )
+        if head < 1 or min(after or (1,)) < 1:
+            raise ValueError(f"head_dim and head_widths must be positive, got {head} and {after}")
+        steps = len(SCALES[self.scale])
+        if after is not None and steps and len(after) != steps:
+            raise ValueError(f"scale {self.scale} takes {steps} head_widths, got {after}")
         if not 0.0 < self.img_range < float("inf"):
             raise ValueError(f"img_range must be positive and finite, got {self.img_range}")
         for name, rate in (("drop_rate", self.drop_rate), ("drop_path_rate", self.drop_path_rate)):
@@ -247,25 +195,15 @@ class AetherConfig:
 
     @property
     def receptive_radius(self) -> int:
-        """Input px in each direction that an output pixel can depend on through convolutions.
-
-        Each k x k convolution adds k // 2. The head's convolutions run at rising resolution, so
-        theirs are counted as whole input px, which errs on the safe side.
-        """
+        """Input px in each direction that an output pixel can depend on through convolutions."""
         block = self.lk_kernel // 2 + (ATTENTION_KERNEL // 2 if self.spatial_attn else 0)
-        head_convolutions = 2 + len(self.upsampler)  # before, within and after the upsampler
-        return 1 + self.blocks * block + 1 + head_convolutions
+        # Those before, within and after the upsampler see finer px, so that whole ones are safe.
+        head = 2 + len(self.upsampler)
+        return 1 + self.blocks * block + 1 + head
 
 
-INT8_LIMIT: Final = 127
-"""What the largest absolute value becomes.
-
-Weights use -127 to 127, so that a weight and its negative round alike; activations also -128,
-where ONNX's QuantizeLinear saturates.
-"""
-
-SMALLEST_SCALE: Final = 1e-12
-"""Instead of 0, for a range or an output channel of zeros."""
+INT8_LIMIT: Final = 127  # what the largest absolute value becomes; activations also use -128
+SMALLEST_SCALE: Final = 1e-12  # instead of 0, for a range or an output channel of zeros
 
 
 def input_scale(amax: Tensor) -> Tensor:
@@ -292,28 +230,20 @@ class InputRange(nn.Module):
 
     All entries are float32, counts and switches too: trainers' averages of networks (EMA) leave
     integers as they were at the start, and an averaged network would look as if it had seen none.
-
-    Attributes:
-        amax: () float32, the range: an average over the first batches, then a moving one.
-        seen: () float32, the largest absolute value of the batch that has not entered it yet.
-        batches: () float32, how many have; nothing is quantised before `warmup` have.
-        enabled: () float32, 0 or 1, whether the layer is quantised.
-        frozen: () float32, 0 or 1, whether the range stays as it is.
-        momentum: Of the moving average, in [0, 1).
-        warmup: In batches, at least 1.
     """
 
-    amax: Tensor
-    seen: Tensor
-    batches: Tensor
-    enabled: Tensor
-    frozen: Tensor
+    momentum: float  #: Of the moving average, in [0, 1).
+    warmup: int  #: In batches, at least 1.
+    amax: Tensor  #: () float32, the range: an average over the first batches, then a moving one.
+    seen: Tensor  #: () float32, the largest absolute value of the batch that is to enter it next.
+    batches: Tensor  #: () float32, how many have; nothing is quantised before `warmup` have.
+    enabled: Tensor  #: () float32, 0 or 1, whether the layer is quantised.
+    frozen: Tensor  #: () float32, 0 or 1, whether the range stays as it is.
 
     def __init__(self, momentum: float, warmup: int, device: torch.device) -> None:
         """A range that has seen nothing, enabled."""
         super().__init__()
-        self.momentum = momentum
-        self.warmup = warmup
+        self.momentum, self.warmup = momentum, warmup
         for name in ("amax", "seen", "batches", "enabled", "frozen"):
             start = torch.tensor(float(name == "enabled"), dtype=torch.float32, device=device)
             self.register_buffer(name, start)
@@ -361,16 +291,14 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class Quantisable(nn.Module):
-    """A part of the network whose input `prepare_qat` can quantise.
+    """A part of the network whose input `prepare_qat` can quantise."""
 
-    Attributes:
-        input_range: What quantises it; None in a float network.
-    """
+    input_range: InputRange | None  #: What quantises it; None in a float network.
 
     def __init__(self) -> None:
         """Build it without an input range."""
         super().__init__()
-        self.input_range: InputRange | None = None
+        self.input_range = None
 
 
 class Conv2d(nn.Conv2d, Quantisable):
@@ -400,24 +328,13 @@ class Linear(nn.Linear, Quantisable):
             input, weight = self.input_range(input, weight)
         return F.conv2d(input, weight[:, :, None, None], self.bias)
 
-    def map_rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Map (pixels, C_in) to (pixels, C_out) in their dtype, in `out` if it is given."""
-        weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
-        return torch.addmm(bias, rows, weight.t(), out=out)
-
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of (N, C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each pixel over its channels; shape and memory format are kept."""
-        channels_last = input.permute(0, 2, 3, 1)  # (N, H, W, C), a view in channels-last memory
-        return super().forward(channels_last).permute(0, 3, 1, 2)
-
-    def map_rows(self, rows: Tensor) -> Tensor:
-        """Normalise (pixels, C) over its channels, in the dtype of `rows`."""
-        weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
-        return F.layer_norm(rows, self.normalized_shape, weight, bias, self.eps)
+        """Normalise each pixel over its channels; the shape is kept."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SampleNorm(nn.Module):
@@ -486,68 +403,6 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.batch_norm(x, zeros, torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
 
-def in_fast_order(depthwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A large depthwise convolution of channels-last x in the order in which it is fast there.
-
-    On CUDA that is channels-first: cuDNN takes 2 to 7 times as long in channels-last order, the
-    way there and back included. The result is channels-last.
-    """
-    if isinstance(x, torch.fx.Proxy) or x.device.type != "cuda":
-        return depthwise(x)
-    return depthwise(x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-CPU: Final = torch.backends.cpu.get_cpu_capability()
-"""The instructions that torch uses, such as AVX512."""
-
-CPU_PARTS: Final[Mapping[str, tuple[range, int, int]]] = {
-    "AVX512": (range(9, 16), 48, 16),
-    "AVX2": (range(9, LARGEST_KERNEL + 1), 16, 16),
-}
-"""Of instructions: sides of kernels in px that gain by parts, channels of a part, of long rows."""
-
-CPU_ROWS_BYTES: Final = 2**21  # of the rows that a kernel sees at a time, so that they stay cached
-
-
-def part_widths(channels: int, kernel: int, x: Tensor) -> list[int]:
-    """Into how many channels each to part x, so that its depthwise convolutions are fast.
-
-    oneDNN writes out the multiplications of a kernel for as many channels as it is given, which is
-    likely to be more code than the CPU caches: for a part it runs 1.5 (AVX2) to 4 times (AVX-512)
-    as fast. Three vectors of AVX-512 make fewer parts than one, which keeps long rows cached.
-    """
-    kernels, width, of_long_rows = next(
-        (parts for instructions, parts in CPU_PARTS.items() if CPU.startswith(instructions)),
-        (range(0), channels, channels),
-    )
-    if x.device.type != "cpu" or kernel not in kernels:
-        return [channels]
-    if 4 * x.shape[-1] * kernel * width > CPU_ROWS_BYTES:
-        width = of_long_rows
-    return [min(width, channels - start) for start in range(0, channels, width)]
-
-
-def in_parts(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """The channels of channels-last x (N, C, H, W) in parts of these widths, channels-last too.
-
-    On a CPU they are in float32 at least: depthwise convolutions of other dtypes are slow there.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
-    return [
-        part.to(dtype, memory_format=torch.channels_last, copy=len(widths) > 1)
-        for part in _split(x, widths, dim=1)
-    ]
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """The channels of all parts, in their dtype."""
-    return torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
-
-
-def _split(x: Tensor, widths: Sequence[int], dim: int) -> Sequence[Tensor]:
-    return cast("Sequence[Tensor]", x.split(widths, dim=dim))
-
-
 class ReparamConv(Quantisable):
     """A large and a small depthwise convolution in parallel, or the single one they fuse into."""
 
@@ -565,9 +420,6 @@ class ReparamConv(Quantisable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), zero-padded to the same size."""
-        return in_fast_order(self._convolved, x)
-
-    def _convolved(self, x: Tensor) -> Tensor:
         if self.input_range is not None:
             x, kernel = self.input_range(x, self._kernel())
             padding = kernel.shape[-1] // 2
@@ -579,44 +431,26 @@ class ReparamConv(Quantisable):
             x, large.weight, self.lk_bias, padding=large.padding, groups=large.groups
         ) + F.conv2d(x, small.weight, self.sk_bias, padding=small.padding, groups=small.groups)
 
-    def of_parts(
-        self, parts: Sequence[Tensor], padding: tuple[int, int] | None = None
-    ) -> list[Tensor]:
-        """`forward` of channels in parts (N, c, H, W), or with other zeros in px of both sizes."""
-        dtype = parts[0].dtype
-        kernel, bias = self._kernel().to(dtype), self._bias().to(dtype)
-        widths = [part.shape[1] for part in parts]
-        convolved: list[Tensor] = []
-        for part, weight, shift in zip(
-            parts, _split(kernel, widths, 0), _split(bias, widths, 0), strict=True
-        ):
-            convolve = partial(
-                F.conv2d,
-                weight=weight,
-                bias=shift,
-                padding=padding or kernel.shape[-1] // 2,
-                groups=len(weight),
-            )
-            convolved.append(in_fast_order(convolve, part))
-        return convolved
-
     def _kernel(self) -> Tensor:
-        """The fused kernel: int8 has room for the sum of both alone, and only that is deployed."""
+        """The one kernel (C, 1, K, K) that computes the sum of both, taken in float32 at least."""
         if self.fused:
             return self.fused_conv.weight
-        return merged_kernels(self.lk_conv.weight, self.sk_conv.weight)
+        large, small = _wide(self.lk_conv.weight), _wide(self.sk_conv.weight)
+        margin = (large.shape[-1] - small.shape[-1]) // 2
+        return (large + F.pad(small, (margin,) * 4)).to(self.lk_conv.weight.dtype)
 
     def _bias(self) -> Tensor:
-        return cast(Tensor, self.fused_conv.bias) if self.fused else self.lk_bias + self.sk_bias
+        if self.fused:
+            return cast(Tensor, self.fused_conv.bias)
+        return (_wide(self.lk_bias) + _wide(self.sk_bias)).to(self.lk_bias.dtype)
 
     def fuse(self) -> None:
         """Replace both branches by the one convolution that equals their sum."""
         if self.fused:
             return
         fused = _depthwise(self.lk_bias.numel(), self.lk_conv.kernel_size[0], bias=True)
-        tensors = _fused_kernel(self.state_dict(), "")
-        fused.weight = nn.Parameter(tensors["fused_conv.weight"])
-        fused.bias = nn.Parameter(tensors["fused_conv.bias"])
+        fused.weight = nn.Parameter(self._kernel().detach())
+        fused.bias = nn.Parameter(self._bias().detach())
         del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
         self.fused_conv = fused
         self.fused = True
@@ -654,65 +488,6 @@ class GatedFFN(Quantisable):
             y = F.dropout(y, self.drop_rate)
         return y
 
-    def row_map(self, rows: Tensor) -> RowMap:
-        """What maps rows such as these, in the dtype of the weights where that is fast."""
-        dtype = self.fc2.weight.dtype
-        if rows.device.type == "cpu" and dtype == torch.float16:
-            dtype = rows.dtype
-        map_rows = self._fused_map(dtype) or self._map_rows
-        if rows.dtype == dtype:
-            return map_rows
-        return lambda rows, _: map_rows(rows.to(dtype), None).to(rows.dtype)
-
-    def _fused_map(self, dtype: torch.dtype) -> RowMap | None:
-        fused = fused_linear(dtype, self.fc2.weight.device)
-        if fused is None:
-            return None
-        # In the order in memory that oneDNN takes as it is; made anew each time, which costs less
-        # than 1%, since a copy that is kept would not notice when weights change.
-        (gate, gate_bias), (main, main_bias), (last, last_bias) = (
-            (layer.weight.detach().to(dtype).t().contiguous().t(), layer.bias.detach().to(dtype))
-            for layer in (self.fc1_gate, self.fc1_main, self.fc2)
-        )
-        activation = FUSED_ACTIVATIONS[self.activation]
-
-        def map_rows(rows: Tensor, _: Tensor | None) -> Tensor:
-            hidden = fused(rows, gate, gate_bias, *activation)
-            hidden = fused.binary(rows, hidden, main, main_bias, "mul")
-            return fused(hidden, last, last_bias, "none", [], "")
-
-        return map_rows
-
-    def _map_rows(self, rows: Tensor, out: Tensor | None) -> Tensor:
-        product = self.activation(self.fc1_gate.map_rows(rows)).mul_(self.fc1_main.map_rows(rows))
-        return self.fc2.map_rows(product, out)
-
-
-RowMap = Callable[[Tensor, Tensor | None], Tensor]
-"""Maps (pixels, C) to the same shape and dtype, if it can in the memory of the second argument."""
-
-
-FUSED_ACTIVATIONS: Final[Mapping[object, tuple[object, ...]]] = {
-    F.gelu: ("gelu", [], "none"),
-    F.silu: ("swish", [], ""),
-}
-"""What oneDNN calls them."""
-
-
-def fused_linear(dtype: torch.dtype, device: torch.device) -> Any | None:
-    """The operator for linear maps and what follows them that torch.compile too takes on a CPU."""
-    needed = {torch.float32: "AVX", torch.bfloat16: "AVX512"}.get(dtype)
-    if needed is None or not CPU.startswith(needed):
-        return None
-    if device.type != "cpu" or not torch.backends.mkldnn.enabled:
-        return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-def in_own_dtype(layers: nn.Module, x: Tensor) -> Tensor:
-    """What layers make of x, computed in the dtype of their weights and given in that of x."""
-    return layers(x.to(next(layers.parameters()).dtype)).to(x.dtype)
-
 
 class ChannelAttention(nn.Module):
     """Squeeze and excitation (Hu et al., arXiv:1709.01507): channels weighed by their means."""
@@ -729,12 +504,6 @@ class ChannelAttention(nn.Module):
         """Map (N, C, H, W) to the same shape."""
         return x * self.fc(x.mean(dim=(2, 3), keepdim=True))
 
-    def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The weights (N, c, 1, 1) of channels in parts (N, c, H, W)."""
-        means = joined([part.mean(dim=(2, 3), keepdim=True) for part in parts])
-        weights = in_own_dtype(self.fc, means)
-        return _split(weights, [part.shape[1] for part in parts], dim=1)
-
 
 class SpatialAttention(nn.Module):
     """Pixels weighed by the largest and the mean value of their channels (arXiv:1807.06521)."""
@@ -746,12 +515,11 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        return x * torch.sigmoid(self.conv(self._pooled(x)))
+        return x * torch.sigmoid(self.conv(self.pooled(x)))
 
-    def gates(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The weights (N, 1, H, W) of the pixels of each part (N, c, H, W): of all the same."""
-        pooled = self._pooled(joined(parts))
-        return [torch.sigmoid(in_own_dtype(self.conv, pooled))] * len(parts)
+    def pooled(self, x: Tensor) -> Tensor:
+        """What it looks at: (N, 2, H, W)."""
+        return torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
 
     def _pooled(self, x: Tensor) -> Tensor:
         return torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
@@ -777,8 +545,6 @@ class Block(nn.Module):
         self.channel_attn = ChannelAttention(width) if config.channel_attn else None
         self.spatial_attn = SpatialAttention() if config.spatial_attn else None
         self.drop_path = drop_path
-        self.quantised = False  # whether any part of it has an input range
-        self.strip = max(STRIP_BYTES // (4 * config.ffn_dim), 16)  # px
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, embed_dim, H, W) to the same shape."""
@@ -794,138 +560,6 @@ class Block(nn.Module):
             keep = 1.0 - self.drop_path
             y = y * (y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
         return x + y
-
-    def infer(self, parts: list[Tensor]) -> list[Tensor]:
-        """`forward` of channels in parts (N, c, H, W), each channels-last."""
-        return self.mix(parts, self.conv.of_parts(parts))
-
-    def mix(self, parts: list[Tensor], convolved: list[Tensor]) -> list[Tensor]:
-        """What `forward` makes of the convolution's result, in its memory, strip by strip."""
-        widths = [part.shape[1] for part in parts]
-        if isinstance(self.norm, SampleNorm):
-            convolved = in_parts(self.norm(joined(convolved)), widths)
-        # Not every backend keeps the order; strips of another one would be copies.
-        convolved = [y.contiguous(memory_format=torch.channels_last) for y in convolved]
-        norm = self.norm if isinstance(self.norm, ChannelNorm) else None
-        gates = [part.gates for part in (self.channel_attn, self.spatial_attn) if part is not None]
-        ffn: RowMap | None = None
-        for before, after in zip(
-            strips(parts, self.strip), strips(convolved, self.strip), strict=True
-        ):
-            rows = joined(after)
-            ffn = ffn or self.ffn.row_map(rows)
-            rows = ffn(rows if norm is None else norm.map_rows(rows), rows)
-            if gates and rows is after[0]:  # where they belong already
-                continue
-            for old, new, out in zip(before, _split(rows, widths, 1), after, strict=True):
-                if gates:
-                    out.copy_(new)
-                else:
-                    torch.add(old, new, out=out)
-        for gate in gates[:-1]:
-            for y, weight in zip(convolved, gate(convolved), strict=True):
-                y.mul_(weight)
-        for gate in gates[-1:]:
-            for x, y, weight in zip(parts, convolved, gate(convolved), strict=True):
-                torch.addcmul(x, y, weight, out=y)
-        return convolved
-
-
-_is_compiling: Final[Callable[[], bool]] = getattr(torch.compiler, "is_compiling", lambda: False)
-"""Whether torch.compile or torch.export is looking; torch 2.1 cannot say."""
-
-STRIP_BYTES: Final = 3 * 2**20
-"""Of one hidden activation of a feed-forward: what a few of them take fits into a cache."""
-
-
-def may_overwrite(x: Tensor, weights: Iterable[Tensor]) -> bool:
-    """Whether steps on x may share memory: eager inference, pixel by pixel in memory.
-
-    Everything else that runs the network, training and tracing of all kinds, sees plain operators.
-    """
-    if isinstance(x, torch.fx.Proxy) or _is_compiling():
-        return False
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return False
-    tensors = (x, *weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    # Autocast chooses the dtype of each operator, which none that writes into given memory can.
-    one_dtype = all(t.dtype == x.dtype for t in tensors)
-    return one_dtype and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def strips(parts: Sequence[Tensor], pixels: int) -> Iterator[tuple[Tensor, ...]]:
-    """Views (about `pixels`, c) of channels-last parts (N, c, H, W); all pixels, off the CPU."""
-    rows = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in parts]  # views
-    count = max(round(len(rows[0]) / pixels), 1) if rows[0].device.type == "cpu" else 1
-    return zip(*(part.tensor_split(count) for part in rows), strict=True)
-
-
-def last_step(x: Tensor, convolution: Conv2d, shuffle: nn.Module, last: Conv2d) -> Tensor:
-    """What last(shuffle(convolution(x))) gives, without the wide tensors in between.
-
-    Nothing but a shuffle stands between the two linear maps, so that they are one convolution at
-    the size of x. It takes a few channels to a few: at 2x an eighth of the multiplications.
-
-    Args:
-        x: (N, C_in, H, W).
-        convolution: 3x3, to (N, width * factor**2, H, W).
-        shuffle: To (N, width, factor * H, factor * W).
-        last: 3x3, to (N, C_out, factor * H, factor * W).
-    """
-    factor = getattr(shuffle, "upscale_factor", 1)
-    weight, bias = joined_weights(
-        convolution.weight,
-        cast(Tensor, convolution.bias),
-        factor,
-        last.weight,
-        cast(Tensor, last.bias),
-    )
-    y = shuffle(F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=2))
-    # The last convolution pads with zeros, where the one that stands for both has what the first
-    # would give outside the picture; so the outermost pixels are computed one by the other.
-    seen = 2 if factor > 1 else 3  # px of x that an outermost pixel depends on
-    for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
-        width = min(seen, size)
-        ends = torch.cat([x.narrow(dim, 0, width), x.narrow(dim, size - width, width)])
-        first, second = last(shuffle(convolution(ends))).chunk(2)
-        y.narrow(dim, 0, 1).copy_(first.narrow(dim, 0, 1))
-        y.narrow(dim, y.shape[dim] - 1, 1).copy_(second.narrow(dim, second.shape[dim] - 1, 1))
-    return y
-
-
-def joined_weights(
-    weight: Tensor, bias: Tensor, factor: int, last_weight: Tensor, last_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of a 3x3 convolution, a shuffle and another 3x3 convolution, which are one together.
-
-    An impulse in each channel shows the kernel: what it becomes is the kernel mirrored.
-
-    Args:
-        weight: (width * factor**2, C_in, 3, 3), of the first convolution.
-        bias: (width * factor**2).
-        factor: Of the shuffle.
-        last_weight: (C_out, width, 3, 3).
-        last_bias: (C_out).
-
-    Returns:
-        Weight (C_out * factor**2, C_in, 5, 5) and bias (C_out * factor**2) of the one convolution
-        before the shuffle, in float32 at least.
-    """
-    # The bias is what one more channel, of ones, would give.
-    constant = F.pad(_wide(bias)[:, None, None, None], (1, 1, 1, 1))
-    impulses = torch.cat([_wide(weight), constant], dim=1).flip(2, 3).transpose(0, 1)
-    impulses = F.pixel_shuffle(impulses, factor)  # (C_in + 1, width, 3 * factor, 3 * factor)
-    taps = _wide(last_weight).flip(2, 3).transpose(0, 1).flatten(1)  # (width, C_out * 9)
-    # A product of matrices, since convolutions would be rounded to TF32 on a GPU.
-    spread = (impulses.flatten(2).transpose(1, 2) @ taps).transpose(1, 2)
-    side = 3 * factor + 2
-    spread = F.fold(spread, (side, side), kernel_size=3)  # (C_in + 1, C_out, side, side)
-    spread = F.pixel_unshuffle(F.pad(spread, (factor - 1,) * 4), factor)
-    joined = spread.transpose(0, 1).flip(2, 3)
-    constant = joined[:, -1].sum(dim=(1, 2))
-    return joined[:, :-1], constant + _wide(last_bias).repeat_interleave(factor**2)
 
 
 class AetherNet(nn.Module):
@@ -974,7 +608,6 @@ class AetherNet(nn.Module):
             before = after
         self.upsample = nn.Sequential(*upsample)
         self.conv_last = Conv2d(before, config.out_chans, 3, padding=1)
-        self.quantised = False  # whether any part of it has an input range
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images.
@@ -985,64 +618,29 @@ class AetherNet(nn.Module):
         Returns:
             (N, out_chans, scale * H, scale * W), about [0, 1], not clipped.
         """
-        x = self.centred(x)
-        # Again for grey pictures, whose one channel does not tell the order.
-        features = self.conv_first(x).contiguous(memory_format=torch.channels_last)
-        return self.restored(self.head(self._after_body(self._body(features), features)))
+        features = self.conv_first(self.centred(x))
+        return self.restored(self.head(self.after_body(self.body(features), features)))
 
     def centred(self, x: Tensor) -> Tensor:
-        """Pixels as the first convolution takes them: around zero, channels-last."""
+        """Pixels as the first convolution takes them: around zero."""
         if isinstance(self.mean, Tensor):
             x = subtract_mean(x, self.mean)
         elif self.mean:
             x = x - self.mean
-        if self.config.img_range != 1.0:
-            x = x * self.config.img_range
-        # Channels-last makes the permutations around each normalisation free views.
-        return x.contiguous(memory_format=torch.channels_last)
+        return x * self.config.img_range if self.config.img_range != 1.0 else x
 
-    def head(self, x: Tensor) -> Tensor:
-        """Upscale what the body gives: (N, embed_dim, H, W) to (N, out_chans, scale * H, ...)."""
-        x = self.conv_before_upsample(x)
-        *before, convolution, shuffle = self.upsample or (None, None)
-        weights = (*self.upsample.parameters(), *self.conv_last.parameters())
-        plain = convolution is None or self.training or self.quantised
-        if plain or not may_overwrite(x, weights):
-            return self.conv_last(self.upsample(x))
-        for step in before:
-            x = step(x)
-        return last_step(x, cast(Conv2d, convolution), cast(nn.Module, shuffle), self.conv_last)
-
-    def restored(self, y: Tensor) -> Tensor:
-        """Pixels from what the last convolution gives."""
-        if self.config.img_range != 1.0:
-            y = y / self.config.img_range
-        return y if self.config.stored_mean or not self.mean else y + self.mean
-
-    def _body(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
         """All stages, combined: (N, embed_dim, H, W) to the same shape."""
         stages: list[Tensor] = []
-        plain = self.training or self.quantised or not may_overwrite(x, self.layers.parameters())
-        parts = [] if plain else in_parts(x, self.part_widths(x))
         for index, stage in enumerate(self.layers):
-            if plain:
-                x = stage(x)
-            else:
-                for block in cast("Iterable[Block]", stage):
-                    parts = block.infer(parts)
-                if self.config.stage_fusion != "none" or index + 1 == len(self.layers):
-                    x = joined(parts).to(x.dtype)
+            x = stage(x)
             if self.config.stage_fusion == "raw":
                 stages.append(x)
             elif self.config.stage_fusion == "project":
                 stages.append(self.fusion_convs[index](x))
         return self.fusion_conv(torch.cat(stages, dim=1)) if stages else x
 
-    def part_widths(self, x: Tensor) -> list[int]:
-        """Channels of the parts in which blocks run fastest on x (N, embed_dim, H, W)."""
-        return part_widths(self.config.embed_dim, self.config.lk_kernel, x)
-
-    def _after_body(self, body: Tensor, features: Tensor) -> Tensor:
+    def after_body(self, body: Tensor, features: Tensor) -> Tensor:
         """Normalisation, convolution and skip, in the order of the configuration."""
         if self.config.body_order == "norm-conv-add":
             return self.conv_after_body(self._normalised(body)) + features
@@ -1054,6 +652,16 @@ class AetherNet(nn.Module):
 
     def _normalised(self, body: Tensor) -> Tensor:
         return body if self.norm is None else self.norm(body)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Upscale what the body gives: (N, embed_dim, H, W) to (N, out_chans, scale * H, ...)."""
+        return self.conv_last(self.upsample(self.conv_before_upsample(x)))
+
+    def restored(self, y: Tensor) -> Tensor:
+        """Pixels from what the last convolution gives."""
+        if self.config.img_range != 1.0:
+            y = y / self.config.img_range
+        return y if self.config.stored_mean or not self.mean else y + self.mean
 
     def init_weights(self) -> None:
         """Draw fresh weights from torch's global generator, for training."""
@@ -1082,38 +690,6 @@ def revision_codes(revision: str) -> Tensor:
     return torch.tensor(list(revision.encode("ascii")), dtype=torch.int64, device="cpu")
 
 
-def build_network(config: AetherConfig, state_dict: Mapping[str, Tensor]) -> AetherNet:
-    """The network of `config` with the tensors of `state_dict` as its weights, in eval mode.
-
-    No weight is drawn or copied: the network shares the tensors it is given.
-
-    Raises:
-        RuntimeError: Keys or shapes do not match the configuration.
-    """
-    with torch.device("meta"):
-        network = AetherNet(config)
-    left = dict(state_dict)
-    # What load_state_dict(strict=True, assign=True) does, without its bookkeeping.
-    modules = dict(cast("Iterator[tuple[str, nn.Module]]", network.named_modules()))
-    for prefix, module in modules.items():
-        entries: Mapping[str, Tensor] = {
-            **dict(module.named_parameters(recurse=False)),
-            **dict(module.named_buffers(recurse=False)),
-        }
-        for name, expected in entries.items():
-            key = f"{prefix}.{name}" if prefix else name
-            tensor = left.pop(key, None)
-            if tensor is None or tensor.shape != expected.shape:
-                found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
-                raise RuntimeError(f"{key}: expected shape {tuple(expected.shape)}, found {found}")
-            if isinstance(expected, nn.Parameter):
-                tensor = nn.Parameter(tensor, requires_grad=False)
-            setattr(module, name, tensor)
-    if left:
-        raise RuntimeError(f"{next(iter(left))}: the network has no such tensor")
-    return network.eval()
-
-
 def aether(
     in_chans: int = 3,
     embed_dim: int = 128,
@@ -1130,10 +706,7 @@ def aether(
     """A freshly initialised AetherNet in training mode; arguments as published.
 
     `fused_init` builds the fused form at once, to receive fused weights. See `AetherConfig` for
-    ranges and units.
-
-    Raises:
-        ValueError: An argument is out of range; the message names it.
+    ranges and units, and for what is raised outside of them.
     """
     config = AetherConfig(
         in_chans=in_chans,
@@ -1148,6 +721,10 @@ def aether(
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
     )
+    return _initialised(config)
+
+
+def _initialised(config: AetherConfig) -> AetherNet:
     network = AetherNet(config)
     network.init_weights()
     return network
@@ -1161,20 +738,9 @@ PRESETS: Final[Mapping[str, AetherConfig]] = {
 """The published sizes; scale and channels are the caller's choice."""
 
 
-def _preset(
-    name: str, scale: int, in_chans: int, img_range: float, drop_path_rate: float
-) -> AetherNet:
-    network = AetherNet(
-        replace(
-            PRESETS[name],
-            scale=scale,
-            in_chans=in_chans,
-            img_range=img_range,
-            drop_path_rate=drop_path_rate,
-        )
-    )
-    network.init_weights()
-    return network
+def _preset(name: str, scale: int, in_chans: int, img_range: float, drop: float) -> AetherNet:
+    size = replace(PRESETS[name], scale=scale, in_chans=in_chans)
+    return _initialised(replace(size, img_range=img_range, drop_path_rate=drop))
 
 
 def aether_small(
@@ -1198,73 +764,9 @@ def aether_large(
     return _preset("large", scale, in_chans, img_range, drop_path_rate)
 
 
-def is_fused(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether no block keeps its two training kernels apart."""
-    return not any(key.endswith(".lk_conv.weight") for key in state_dict)
-
-
-def fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A new state dict in which each block's two depthwise kernels are one.
-
-    kernel = lk + sk zero-padded to the size of lk, bias = lk_bias + sk_bias. The sum is taken in
-    float32 at least and stored in the dtype of the kernels. Other entries, their order and the
-    argument stay as they are; fusing a fused state dict changes nothing.
-
-    Raises:
-        ValueError: A block lacks one of its four tensors, or their shapes do not fit.
-    """
-    fused: dict[str, Tensor] = {}
-    parts = (".lk_conv.weight", ".sk_conv.weight", ".lk_bias", ".sk_bias")
-    done: set[str] = set()
-    for key, tensor in state_dict.items():
-        part = next((part for part in parts if key.endswith(part)), None)
-        if part is None:
-            fused[key] = tensor
-            continue
-        prefix = key[: -len(part)] + "."
-        if prefix not in done:
-            done.add(prefix)
-            fused.update(_fused_kernel(state_dict, prefix))
-    return fused
-
-
 def fuse_model(model: AetherNet) -> AetherNet:
     """`model.fuse_model()`: fuses in place and returns the same network."""
     return model.fuse_model()
-
-
-def merged_kernels(large: Tensor, small: Tensor) -> Tensor:
-    """The one depthwise kernel (C, 1, K, K) that computes the sum of both."""
-    margin = (large.shape[-1] - small.shape[-1]) // 2
-    return (_wide(large) + F.pad(_wide(small), (margin,) * 4)).to(large.dtype)
-
-
-def _fused_kernel(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The two tensors that replace the four training tensors under `prefix`."""
-    names = ("lk_conv.weight", "sk_conv.weight", "lk_bias", "sk_bias")
-    missing = [prefix + name for name in names if prefix + name not in state_dict]
-    if missing:
-        raise ValueError(
-            f"cannot fuse {prefix.rstrip('.') or 'the block'}: {missing[0]} is missing"
-        )
-    large, small, large_bias, small_bias = (state_dict[prefix + name] for name in names)
-    margin = (large.shape[-1] - small.shape[-1]) // 2
-    if (
-        large.dim() != 4
-        or small.dim() != 4
-        or margin < 0
-        or (large.shape[-1] - small.shape[-1]) % 2
-        or large.shape[:2] != small.shape[:2]
-    ):
-        raise ValueError(
-            f"cannot fuse {prefix.rstrip('.') or 'the block'}: the small kernel "
-            f"{tuple(small.shape)} does not fit into the large one {tuple(large.shape)}"
-        )
-    bias = (_wide(large_bias) + _wide(small_bias)).to(large_bias.dtype)
-    return {
-        prefix + "fused_conv.weight": merged_kernels(large, small).detach(),
-        prefix + "fused_conv.bias": bias.detach(),
-    }
 
 
 SHARED: Final = ("fc1_gate", "fc1_main", "lk_conv", "sk_conv", "fused_conv")
@@ -1306,9 +808,6 @@ def prepare_qat(
         if part.input_range is None and name not in skipped:
             device = next(part.parameters()).device
             part.input_range = InputRange(momentum, warmup, device).train(part.training)
-    for part in model.modules():
-        if isinstance(part, (Block, AetherNet)):
-            part.quantised = bool(quantised_layers(part))
     if fresh:
         model.register_forward_pre_hook(_advance_ranges)
         model.register_forward_hook(_share_ranges)

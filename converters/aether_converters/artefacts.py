@@ -23,7 +23,7 @@ from aether_converters.int8.planning import Int8Options, Quantised
 from aether_converters.runtimes.upscaler import PRECISIONS, Format
 from aether_converters.source import Source
 from aether_converters.wanted import FloatPrecision, Precision, Shape, Wanted
-from aether_core import build_network
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import Network, float_weights
 
 NAME_NOISE: Final = re.compile(

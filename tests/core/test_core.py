@@ -23,11 +23,11 @@ from aether_core import (
     aether_large,
     aether_medium,
     aether_small,
-    build_network,
     fuse_model,
-    fuse_state_dict,
-    is_fused,
 )
+from aether_spandrel import CheckpointError
+from aether_spandrel.folding import fuse_state_dict, is_fused
+from aether_spandrel.inference import build_network
 from tests.support.reference import g1
 from tests.support.tiny import tiny
 
@@ -159,7 +159,9 @@ def test_half_precision_kernels_are_summed_in_float32():
 def test_a_missing_part_of_a_kernel_is_named():
     state = dict(tiny().state_dict())
     del state["layers.0.1.conv.sk_bias"]
-    with pytest.raises(ValueError, match=r"fuse layers\.0\.1\.conv: .*\.conv\.sk_bias is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"fuse layers\.0\.1\.conv: .*\.conv\.sk_bias is missing"
+    ):
         fuse_state_dict(state)
 
 
@@ -168,7 +170,7 @@ def test_a_small_kernel_that_does_not_fit_is_named(side: int):
     state = dict(tiny().state_dict())
     state["layers.0.1.conv.sk_conv.weight"] = torch.zeros(16, 1, side, side)
     message = f"(16, 1, {side}, {side}) does not fit into the large one (16, 1, 7, 7)"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         fuse_state_dict(state)
 
 
@@ -252,6 +254,14 @@ def test_a_fresh_network_trains():
         losses.append(loss.item())
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_file_is_the_definition_and_nothing_for_speed():
+    source = Path(aether_core.__file__).read_text("utf-8")
+    for trick in ("mkldnn", "device.type", "memory_format", "out="):
+        assert trick not in source
+    assert len(source.splitlines()) <= 900
+    assert len(aether_core.__all__) <= 20
 
 
 def test_the_file_needs_torch_alone(tmp_path: Path):

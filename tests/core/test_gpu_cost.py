@@ -166,7 +166,7 @@ def test_nothing_but_the_picture_is_copied(case: str):
 
 
 def test_operations_are_those_that_torch_counts(case: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("aether_core.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    monkeypatch.setattr("aether_spandrel.inference.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     picture = torch.zeros(1, network(case).config.in_chans, SMALL, SMALL)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         network(case)(picture)

@@ -33,7 +33,7 @@ RAISED = {
 }
 SAID = {"ArgumentTypeError", "_fail", "fail"}
 """What the command line says beside errors that are raised."""
-OF_THE_NETWORK = {"ValueError", "RuntimeError"}
+OF_THE_NETWORK = {"ValueError"}
 """`aether_core` has no errors of its own, since it needs torch alone."""
 
 TABLES = {

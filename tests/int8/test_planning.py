@@ -34,12 +34,12 @@ from aether_converters.int8.sensitivity import layer_costs, within_budget
 from aether_converters.source import read_source
 from aether_core import (
     AetherNet,
-    build_network,
     freeze_ranges,
     input_scale,
     prepare_qat,
     quantised_layers,
 )
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import float_weights, fuse
 from tests.support import golden_cases
 from tests.support.named_shapes import true_shapes

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aether_core import SCALES, AetherNet, aether_small, fuse_state_dict
+from aether_core import SCALES, AetherNet, aether_small
 from aether_spandrel import AetherNetArch, CheckpointError
 from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.folding import fuse_state_dict
 from aether_spandrel.network import Network, read_network
 from tests.support.tiny import tiny
 

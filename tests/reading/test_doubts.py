@@ -13,10 +13,11 @@ from torch import Tensor, nn
 import aether_spandrel
 from aether_converters import convert
 from aether_converters.command_line.main import main
-from aether_core import aether, fuse_state_dict
+from aether_core import aether
 from aether_spandrel import CheckpointError
 from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.doubts import activation_peak
+from aether_spandrel.folding import fuse_state_dict
 from aether_spandrel.network import read_network
 from tests.support.published import REVISIONS, draw
 from tests.support.tiny import tiny

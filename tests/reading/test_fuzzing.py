@@ -15,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet
 from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import float_weights, fuse, read_network
 from tests.fuzz import fuzz_checkpoint
 from tests.fuzz.fuzz_checkpoint import FORMS, Form, Slot, clean, contents, golden_names, written

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_converters import convert
-from aether_core import AetherNet, SampleNorm, build_network, sample_deviation
+from aether_core import AetherNet, SampleNorm, sample_deviation
 from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import read_network
 from tests.support import golden_cases
 from tests.support.published import REVISIONS as PUBLISHED
@@ -61,7 +62,7 @@ def as_on_gpus(monkeypatch: pytest.MonkeyPatch):
             for start, width in zip(np.cumsum([0, *widths]), widths, strict=False)
         ]
 
-    monkeypatch.setattr("aether_core.in_parts", in_parts)
+    monkeypatch.setattr("aether_spandrel.inference.in_parts", in_parts)
 
 
 @pytest.mark.usefixtures("as_on_gpus")

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_converters import convert, open_upscaler
-from aether_core import build_network
 from aether_spandrel import CheckpointError, revisions
 from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
 from aether_spandrel.publishing import fused_state_dict
 from aether_spandrel.revisions import REVISIONS

@@ -1,7 +1,10 @@
-"""Inference works in the memory of its activations, and computes what the plain operators do."""
+"""The network that programs run: what the core computes, in the memory of its activations."""
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -10,22 +13,33 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aether_core import AetherNet, build_network, in_parts
+from aether_core import AetherNet, prepare_qat
+from aether_spandrel import AetherNetArch, inference
 from aether_spandrel.checkpoint import Checkpoint
+from aether_spandrel.inference import (
+    FastAetherNet,
+    build_network,
+    convolved,
+    in_parts,
+    mixed,
+    part_widths,
+    upscaled,
+)
 from aether_spandrel.network import float_weights, fuse, read_network
+from tests.support import golden_cases
 from tests.support.published import REVISIONS as PUBLISHED
 from tests.support.published import draw
 from tests.support.tiny import tiny
 
 
-def network(revision: str, **options: Any) -> AetherNet:
+def network(revision: str, **options: Any) -> FastAetherNet:
     found = fuse(read_network(Checkpoint.from_object(draw(revision, **options))))
-    return build_network(found.config, float_weights(found))
+    return build_network(found.config, float_weights(found), FastAetherNet)
 
 
-def network_as_trained(revision: str, **options: Any) -> AetherNet:
-    found = read_network(Checkpoint.from_object(draw(revision, **options)))
-    return build_network(found.config, float_weights(found))
+def core(model: FastAetherNet) -> AetherNet:
+    """The same weights, computed by the definition."""
+    return build_network(model.config, model.state_dict())
 
 
 def blocks(model: AetherNet) -> list[Any]:
@@ -36,25 +50,71 @@ def picture(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-class Plain(fx.Tracer):
-    """Records every operator, and so never the ones that overwrite."""
-
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return False
-
-
-def plain(model: AetherNet) -> fx.GraphModule:
-    return fx.GraphModule(model, Plain().trace(model))
-
-
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("revision", PUBLISHED)
-def test_the_result_is_that_of_the_plain_operators(revision: str, attention: bool):
+def test_the_result_is_that_of_the_core(revision: str, attention: bool):
     attention = attention and PUBLISHED[revision].attention
     model = network(revision, channel_attn=attention, spatial_attn=attention)
     image = picture(2, 3, 61, 83)  # more pixels than a strip has
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("case", golden_cases.CASES)
+def test_what_spandrel_loads_is_as_exact_as_the_core(case: str, dtype: torch.dtype):
+    model = AetherNetArch().load(golden_cases.state_dict(golden_cases.CASES[case])).model
+    assert isinstance(model, FastAetherNet)
+    image = golden_cases.image(golden_cases.CASES[case])
+    with torch.inference_mode():
+        exact = core(model).double()(image.double())
+
+        def error(network: AetherNet) -> float:
+            return float((network(image.to(dtype)).double() - exact).abs().mean())
+
+        allowed = 3 * error(core(model.to(dtype))) + 1e-13
+        assert error(model.to(dtype)) < allowed
+
+
+def test_it_has_the_keys_of_the_core_and_survives_copying():
+    model = network("G5f")
+    image = picture(1, 3, 9, 8)
+    assert list(model.state_dict()) == list(core(model).state_dict())
+    filled = FastAetherNet(model.config).eval()
+    filled.load_state_dict(core(model).state_dict())
+    with torch.inference_mode():
+        expected = model(image)
+        for same in (filled, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert isinstance(same, FastAetherNet)
+            assert torch.equal(same(image), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_whoever_looks_at_operators_sees_those_of_the_core():
+    model = network("G1")
+    image = picture(1, 3, 9, 8)
+    with torch.inference_mode():
+        expected = core(model)(image)
+        traced = cast(Any, torch.jit.trace(model, (image,)))
+        assert torch.equal(traced(image), expected)
+        assert torch.equal(fx.symbolic_trace(model)(image), expected)
+
+
+def test_it_can_be_trained_and_trained_for_int8_as_the_core_is():
+    model = FastAetherNet(tiny().config).eval()
+    model.load_state_dict(tiny().state_dict())
+    image = picture(1, 3, 9, 8)
+    with torch.inference_mode():
+        assert torch.equal(model(image), tiny()(image))  # two kernels a block, as in training
+    both = [prepare_qat(net.fuse_model(), warmup=1).train() for net in (model, tiny())]
+    for net in both:
+        net(image).sum().backward()
+        net(image).sum().backward()
+    with torch.inference_mode():
+        first, second = (net.eval()(image) for net in both)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("attention", ["channel_attn", "spatial_attn"])
@@ -62,7 +122,7 @@ def test_each_attention_alone(attention: str):
     model = network("G5f", **{attention: True})
     image = picture(1, 3, 20, 21)
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 7])
@@ -75,22 +135,22 @@ def test_channels_in_parts_give_the_same(
     channels = model.config.embed_dim
     widths = [min(width, channels - start) for start in range(0, channels, width)]
     image = picture(2, 3, 13, 17)
-    monkeypatch.setattr(AetherNet, "part_widths", lambda *_: widths)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    monkeypatch.setattr(inference, "part_widths", lambda *_: widths)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 def test_parts_are_those_that_are_fast_on_this_machine():
     model = network("G1", embed_dim=100, lk_kernel=11)
     image = picture(2, 3, 40, 30)
-    widths = model.part_widths(image)
+    widths = part_widths(model.config, image)
     instructions = torch.backends.cpu.get_cpu_capability()[:6]
     parts = {"AVX512": [48, 48, 4], "AVX2": [16] * 6 + [4]}
     assert widths == parts.get(instructions, [100])
-    assert model.part_widths(image.to("meta")) == [100]
-    assert network("G1", embed_dim=100, lk_kernel=7).part_widths(image) == [100]
+    assert part_widths(model.config, image.to("meta")) == [100]
+    assert part_widths(replace(model.config, lk_kernel=7), image) == [100]
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("revision", ["G1", "G5f"])
@@ -101,18 +161,8 @@ def test_without_the_operators_of_onednn_it_gives_the_same(
     image = picture(1, 3, 13, 17)
     with torch.inference_mode():
         expected = model(image)
-        monkeypatch.setattr("aether_core.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        monkeypatch.setattr(inference, "fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
         torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_an_unfused_network_convolves_once_in_inference():
-    model = network_as_trained("G1")
-    image = picture(1, 3, 13, 17)
-    with torch.inference_mode(), Operators() as seen:
-        found = model(image)
-    depthwise = [shape for shape in seen.convolved if shape[1] == 1]
-    assert len(depthwise) == model.config.blocks
-    torch.testing.assert_close(found, plain(model)(image), atol=1e-5, rtol=1e-5)
 
 
 def test_convolutions_may_give_another_order_of_memory():
@@ -120,8 +170,8 @@ def test_convolutions_may_give_another_order_of_memory():
     (block, *_) = blocks(model)
     x = picture(1, model.config.embed_dim, 9, 8).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        (convolved,) = block.conv.of_parts([x])
-        (found,) = block.mix([x], [convolved.contiguous()])
+        (y,) = convolved(block.conv, [x])
+        (found,) = mixed(block, [x], [y.contiguous()])
         torch.testing.assert_close(found, block(x), atol=1e-5, rtol=1e-5)
 
 
@@ -143,20 +193,18 @@ def test_blocks_keep_float32_between_linear_maps_in_16_bits(revision: str, dtype
         dtype for shape, dtype in zip(seen.convolved, seen.dtypes, strict=True) if shape[1] == 1
     }
     assert depthwise == {torch.float32}
-    plain_error = (plain(model.float())(image) - expected).abs().mean()
+    rounded_weights = (core(model.float())(image) - expected).abs().mean()
     error = (found.float() - expected).abs().mean()
-    assert error < plain_error + torch.finfo(dtype).eps  # of the weights, and of the last pixels
+    assert error < rounded_weights + torch.finfo(dtype).eps  # and the last pixels'
 
 
-@pytest.mark.parametrize("strip", [1, 7, 10**9])
-def test_strips_of_any_size_give_the_same(strip: int):
+@pytest.mark.parametrize("pixels", [16, 50, 10**9])
+def test_strips_of_any_size_give_the_same(pixels: int, monkeypatch: pytest.MonkeyPatch):
     model = network("G1")
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4 * pixels * model.config.ffn_dim)
     image = picture(1, 3, 13, 17)
     with torch.inference_mode():
-        expected = model(image)
-        for block in blocks(model):
-            block.strip = strip
-        torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 def test_any_memory_order_and_size_is_taken_and_the_input_left_alone():
@@ -185,14 +233,14 @@ def test_the_last_convolutions_are_one_up_to_the_edges(
     model = network(revision, scale=scale)
     image = picture(2, 3, *size)
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_is_as_wide_as_the_sub_pixel_convolution():
     model = network("G1", scale=2, embed_dim=16, depths=(1,))
     body = picture(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), Widest() as seen:
-        model.head(body)
+        upscaled(model, body)
     assert seen.widest == model.config.head_dim * 64 * 64
 
 
@@ -200,7 +248,7 @@ def test_stages_that_are_joined_later_are_not_overwritten():
     model = network("G5f", depths=(1, 1, 1))
     image = picture(1, 3, 16, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(model(image), plain(model)(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(image), core(model)(image), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("revision", ["G1", "G5f"])
@@ -330,7 +378,7 @@ def test_a_block_makes_few_passes_beside_convolutions_and_norm(
     monkeypatch: pytest.MonkeyPatch,
 ):
     if not fused:
-        monkeypatch.setattr("aether_core.fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        monkeypatch.setattr(inference, "fused_linear", lambda *_: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     model = network(
         revision,
         embed_dim=16,
@@ -343,6 +391,6 @@ def test_a_block_makes_few_passes_beside_convolutions_and_norm(
     x = picture(1, 16, 64, 64)
     parts = in_parts(x, widths)
     with torch.inference_mode(), Passes(x.numel()) as counted:
-        block.infer(parts)
+        mixed(block, parts, convolved(block.conv, parts))
     least = 0.9 if fused else 2.9  # the residual; the activation and the product too
     assert least < counted.passes < limit + 0.1

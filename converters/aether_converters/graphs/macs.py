@@ -54,7 +54,7 @@ def network_macs(config: AetherConfig, size: tuple[int, int]) -> int:
 
 def _counted(model: nn.Module, image: Tensor) -> int:
     """What a model that nobody else uses needs for a picture."""
-    # AetherNet's inference is free to call its layers in parts; what can be trained is plain.
+    # Inference is free to call layers in parts; what can be trained is plain.
     model.requires_grad_(True)
     count = 0
 

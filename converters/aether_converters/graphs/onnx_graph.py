@@ -23,7 +23,8 @@ from torch.fx.node import map_arg
 
 from aether_converters.errors import ConversionError
 from aether_converters.graphs.onnx_shapes import name_shapes
-from aether_core import joined_weights, sample_deviation, scale_and_shift, subtract_mean
+from aether_core import sample_deviation, scale_and_shift, subtract_mean
+from aether_spandrel.folding import joined_weights
 
 OPSET: Final = 17  # ChaiNNer exports 14-17; LayerNormalization needs 17
 IR_VERSION: Final = 8  # onnxruntime 1.17.1 refuses 10
@@ -145,7 +146,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _last_step(graph: Graph, x: str, parts: Sequence[_Constant], factor: int) -> str:
-    """Two convolutions with a shuffle between them as one, as `aether_core.last_step` has them.
+    """Two convolutions with a shuffle between them as one, as the network is run.
 
     The outermost pixels, where the last one pads with zeros, are computed one by the other.
     `parts` are weight and bias of the first convolution, then of the last.

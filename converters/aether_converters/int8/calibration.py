@@ -32,7 +32,8 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.measuring.verification import structured_image
 from aether_converters.runtimes.upscaler import Image
-from aether_core import AetherNet, Block, GatedFFN
+from aether_core import AetherNet, GatedFFN
+from aether_spandrel.inference import channels_last
 
 Method = Literal["mse", "percentile", "minmax"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
@@ -195,23 +196,9 @@ def _statistics(
 
 def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: Seen) -> None:
     """Run the network and show each point: its values, and what the layer makes of others."""
-    with torch.inference_mode(), called_layer_by_layer(network), _shown(network, points, seen):
+    with torch.inference_mode(), _shown(network, points, seen):
         for start in range(0, len(batch), AT_ONCE):
-            network(batch[start : start + AT_ONCE])
-
-
-@contextmanager
-def called_layer_by_layer(network: AetherNet) -> Generator[None]:
-    """Inference passes layers over; with this they are called, and so are their hooks."""
-    parts = [part for part in network.modules() if isinstance(part, (Block, AetherNet))]
-    before = [part.quantised for part in parts]
-    for part in parts:
-        part.quantised = True
-    try:
-        yield
-    finally:
-        for part, was in zip(parts, before, strict=True):
-            part.quantised = was
+            network(channels_last(batch[start : start + AT_ONCE]))
 
 
 @contextmanager

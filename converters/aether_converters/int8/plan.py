@@ -22,7 +22,6 @@ from aether_core import (
     SCALES,
     AetherConfig,
     AetherNet,
-    Block,
     input_scale,
     weight_scales,
 )
@@ -232,9 +231,6 @@ def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
     """A copy of a fused network that rounds what the plan rounds, in float32 arithmetic."""
     copied = copy.deepcopy(network)
-    for part in copied.modules():
-        if isinstance(part, (Block, AetherNet)):
-            part.quantised = True  # every layer is then called by itself, and so are its hooks
     with torch.no_grad():
         for name, grid in plan.inputs.items():
             layer = copied.get_submodule(name)

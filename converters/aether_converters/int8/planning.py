@@ -26,7 +26,8 @@ from aether_converters.int8.sensitivity import (
     without_costly_products,
 )
 from aether_converters.runtimes.upscaler import Image
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet
+from aether_spandrel.inference import build_network
 from aether_spandrel.network import Network, float_weights, fuse
 
 MEASURED: Final = 4  # patches on which costs are measured

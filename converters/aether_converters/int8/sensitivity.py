@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.int8.calibration import called_layer_by_layer
 from aether_converters.int8.plan import MAIN, QuantisationPlan, layers_of, simulate
 from aether_converters.runtimes.upscaler import Image
 from aether_core import AetherNet
+from aether_spandrel.inference import channels_last
 
 NEGLIGIBLE: Final = 0.001  # dB
 TYPICAL_ERROR: Final = 1e-3
@@ -155,8 +155,7 @@ def macs_per_pixel(network: AetherNet) -> dict[str, float]:
         layer.register_forward_hook(count(name)) for name, layer in layers_of(network).items()
     ]
     # On the device `meta` nothing would be computed, but torch would load 140 MB of Python for it.
-    with called_layer_by_layer(network):
-        _run(network, torch.zeros(1, network.config.in_chans, side, side))
+    _run(network, torch.zeros(1, network.config.in_chans, side, side))
     for handle in handles:
         handle.remove()
     return counts
@@ -164,7 +163,7 @@ def macs_per_pixel(network: AetherNet) -> dict[str, float]:
 
 def _run(network: AetherNet, batch: Tensor) -> Tensor:
     with torch.inference_mode():
-        return network(batch)
+        return network(channels_last(batch))
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

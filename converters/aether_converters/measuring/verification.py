@@ -33,9 +33,10 @@ from aether_converters.measuring.figures import (
 )
 from aether_converters.measuring.proof import ssim
 from aether_converters.runtimes.upscaler import Image, Upscaler
-from aether_core import AetherNet, build_network
+from aether_core import AetherNet
 from aether_spandrel.doubts import HALF_RANGE, activation_peak
-from aether_spandrel.network import Network, float_weights
+from aether_spandrel.inference import FastAetherNet, build_network, channels_last
+from aether_spandrel.network import Network, float_weights, fuse
 
 SIZES: Final = ((96, 80), (37, 53))  # (H, W) in px; neither square, one odd
 WINDOW: Final = 24  # input px; the side of each part in which a fixed-size artefact is compared
@@ -57,7 +58,7 @@ class Case:
 
 
 class Reference:
-    """The source network as it was trained: unfused, in float32, run by PyTorch."""
+    """The source network in float32, run by PyTorch as programs run it."""
 
     def __init__(
         self,
@@ -84,7 +85,8 @@ class Reference:
         self.config = network.config
         self.exhibit = exhibit
         self._network = network
-        self._model = model or build_network(network.config, float_weights(network))
+        fused = fuse(network)
+        self._model = model or build_network(fused.config, float_weights(fused), FastAetherNet)
         images = [
             *(structured_image(network.config.in_chans, *size) for size in SIZES),
             *pictures,
@@ -156,11 +158,8 @@ class Reference:
     def run(self, image: Image) -> Image:
         """What the source makes of (1, C, H, W): (1, C_out, scale * H, scale * W)."""
         with torch.inference_mode():
-            return (
-                self._model(torch.from_numpy(np.require(image, np.float32, ["C", "W"])))
-                .contiguous()
-                .numpy()
-            )
+            given = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+            return self._model(channels_last(given)).contiguous().numpy()
 
     def _whole(self, image: Image) -> Case:
         expected = self.run(image)

@@ -26,9 +26,10 @@ from aether_converters.runtimes.upscaler import (
     Upscaler,
     precision_name,
 )
-from aether_core import AetherConfig, AetherNet, build_network
+from aether_core import AetherConfig, AetherNet
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
+from aether_spandrel.inference import FastAetherNet, build_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
 
 
@@ -69,7 +70,7 @@ def open_checkpoint(path: Path, format: Format, device: str, constants: Constant
 
 def _moved(network: Network, device: str, path: Path) -> AetherNet:
     refuse_device(device, path)
-    return build_network(network.config, float_weights(network)).to(device)
+    return build_network(network.config, float_weights(network), FastAetherNet).to(device)
 
 
 def refuse_device(device: str, path: Path) -> None:

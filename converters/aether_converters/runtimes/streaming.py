@@ -5,7 +5,7 @@ keeps the few rows of its input that the next band needs, so the result is that 
 picture, zero padding included, in the memory of some rows.
 
 Every step is a generator over bands, tensors (1, C, rows, W) from top to bottom; between blocks
-their channels are in parts, as a network computes them (`AetherNet.part_widths`).
+their channels are in parts, as a network computes them (`aether_spandrel.inference`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_core import AetherConfig, AetherNet, Block, in_parts, joined
+from aether_core import AetherConfig, AetherNet, Block
+from aether_spandrel.inference import convolved, in_parts, joined, mixed, part_widths, upscaled
 
 Bands = Iterator[Tensor]
 Parts = list[Tensor]
@@ -103,7 +104,7 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
         (1, out_chans, rows, scale * W), together scale * H rows, not clipped.
     """
     config = network.config
-    first = _convolved(map(network.centred, bands), network.conv_first)
+    first = _convolved(map(_channels_last, map(network.centred, bands)), network.conv_first)
     features, skip = _now_and_later(map(_channels_last, first), _itself)
     body = _body(network, features)
     normalise: Step = network.norm if network.norm is not None else nn.Identity()
@@ -117,7 +118,7 @@ def stream(network: AetherNet, bands: Iterable[Tensor]) -> Bands:
             before, skip = _now_and_later(_sum(map(normalise, body), skip), _itself)
         body = _sum(_convolved(before, network.conv_after_body), skip)
     for window, above, below in _overlapping(_split(body, config), _head_margin(config)):
-        pixels = network.head(window)
+        pixels = upscaled(network, window)
         last = pixels.shape[2] - config.scale * below
         yield network.restored(pixels[:, :, config.scale * above : last])
 
@@ -128,7 +129,7 @@ def _body(network: AetherNet, bands: Bands) -> Bands:
     radius = network.config.lk_kernel // 2
     dtype = network.conv_after_body.weight.dtype
     stages: list[Bands] = []
-    parts: Iterator[Parts] = (in_parts(band, network.part_widths(band)) for band in bands)
+    parts: Iterator[Parts] = (in_parts(band, part_widths(network.config, band)) for band in bands)
     for index, stage in enumerate(network.layers):
         for block in cast("Iterable[Block]", stage):
             parts = _windows(parts, radius, partial(_mixed, block, radius))
@@ -179,7 +180,7 @@ def _itself(band: Tensor) -> Tensor:
 def _mixed(block: Block, radius: int, window: Parts) -> Parts:
     """The block on the rows of a window but the first and the last."""
     inner = [part[:, :, radius : part.shape[2] - radius] for part in window]
-    return block.mix(inner, block.conv.of_parts(window, padding=(0, radius)))
+    return mixed(block, inner, convolved(block.conv, window, padding=(0, radius)))
 
 
 def _margin(convolution: nn.Conv2d) -> int:
