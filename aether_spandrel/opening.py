@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from aether_spandrel.errors import AetherError
 
@@ -13,7 +14,7 @@ WITHOUT_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 
 """A pipe without a writer would be waited for; Windows has neither flag, nor such pipes."""
 
 
-def open_file(path: Path, kind: type[AetherError] = AetherError) -> BinaryIO:
+def open_file(path: Path, kind: type[AetherError] = AetherError) -> BufferedReader:
     """A regular file, opened to read bytes from its beginning; to be closed by the caller.
 
     Folders, pipes, sockets and devices are refused, of which some never end and others never
@@ -60,7 +61,7 @@ def read_file(path: Path, *, most: int, kind: type[AetherError] = AetherError) -
     return content
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     try:
         # Looked at before it is opened, which for some devices has effects ...
         _refuse_irregular(path.stat())
