@@ -7,29 +7,41 @@ network is found by keys that every AetherNet has and nothing else, wherever a t
 from __future__ import annotations
 
 import json
+import os
 import re
-import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import safetensors
 import torch
 from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
+from aether_spandrel.opening import open_file, read_file
 from aether_spandrel.revisions import ANCHORS
-from aether_spandrel.torch_file import TorchContent, read_legacy, read_zip
-from aether_spandrel.torch_pickle import MOST_TENSORS, Opaque, Quantised
+from aether_spandrel.safetensors_file import (
+    HEADER_LIMIT,
+    distinct,
+    looks_like_safetensors,
+    read_safetensors,
+)
+from aether_spandrel.stored import FileBytes, Quantised, Unread
+from aether_spandrel.torch_file import Flaws, TorchContent, read_legacy, read_zip
+from aether_spandrel.torch_pickle import Opaque
 
 FLOAT_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-HEADER_LIMIT: Final = 4 * 2**20  # bytes; the largest AetherNet needs about 1 MiB
 MOST_NETWORKS: Final = 16  # that are told apart in one dictionary
 DEPTH_LIMIT: Final = 6  # wrappers within wrappers
 NODE_LIMIT: Final = 10_000  # dictionaries that are looked into
-LONGEST_NAME: Final = 1000  # characters of an entry's name among the metadata
+LONGEST_NAME: Final = 1000  # characters of a tensor's key, and of an entry's name
+METADATA_LIMIT: Final = 10**6  # characters, each text counted as often as it is referred to
+VALUE_COST: Final = 100  # characters that every value counts beside its text
+NAMED_ALTERNATIVES: Final = 5
+MOST_SHARDS: Final = 128  # files of one checkpoint, which are open at the same time
 SHARING_LIMIT: Final = 2  # how often a file's size its tensors may take together
 SHARING_ALLOWANCE: Final = 2**20  # bytes
 
@@ -73,6 +85,8 @@ class Checkpoint:
         alternatives: Other places in the file that hold an AetherNet too.
         prefix: What was stripped from the front of every key.
         refusals: Why spandrel's own loader does not read this file, in words; usually empty.
+        altered: Parts of the file whose bytes differ from their checksum.
+        contradicting: Parts that the file describes twice, differently.
     """
 
     state_dict: Mapping[str, Tensor] = field(repr=False)
@@ -84,6 +98,8 @@ class Checkpoint:
     alternatives: tuple[str, ...] = ()
     prefix: str = ""
     refusals: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
+    contradicting: tuple[str, ...] = ()
 
     @property
     def qat(self) -> bool:
@@ -100,9 +116,11 @@ class Checkpoint:
     def choice(self) -> str:
         """Which of several networks was taken, in words."""
         name = ".".join(filter(None, [self.wrapper, self.prefix.rstrip(".")]))
+        others = self.alternatives[:NAMED_ALTERNATIVES]
+        more = len(self.alternatives) - len(others)
         return (
             f"the file holds several networks: {name or 'the outermost'} was taken, "
-            f"{', '.join(self.alternatives)} left aside"
+            f"{', '.join(others)}{f' and {more} more' if more else ''} left aside"
         )
 
     @property
@@ -139,10 +157,11 @@ class Checkpoint:
         tensors = _tensors(chosen.entries)
         if size is not None:
             _check_size(tensors, size)
-        int8_weights = {k: t for k, t in tensors.items() if isinstance(t, Quantised)}
+        read = {k: t.read() if isinstance(t, Unread) else t for k, t in tensors.items()}
+        int8_weights = {k: t for k, t in read.items() if isinstance(t, Quantised)}
         numbers = {
             key: tensor.dequantised() if isinstance(tensor, Quantised) else tensor
-            for key, tensor in tensors.items()
+            for key, tensor in read.items()
         }
         return Checkpoint(
             state_dict={k: t for k, t in numbers.items() if not QUANTISATION.search(k)},
@@ -150,8 +169,8 @@ class Checkpoint:
             int8_weights=int8_weights,
             metadata=_flatten_metadata(_metadata_along(content, chosen.keys)),
             path=path,
-            wrapper=".".join(chosen.keys),
-            alternatives=tuple(place.name for place in others),
+            wrapper=_joined(chosen.keys),
+            alternatives=tuple(place.name for place in others[:NODE_LIMIT]),
             prefix=chosen.prefix,
         )
 
@@ -167,12 +186,18 @@ class _Place:
     @property
     def name(self) -> str:
         """Wrapper keys and prefix, as a user would write them."""
-        return ".".join([*self.keys, *([self.prefix.rstrip(".")] if self.prefix else [])])
+        return _joined([*self.keys, *([self.prefix.rstrip(".")] if self.prefix else [])])
 
     @property
     def averaged(self) -> bool:
         """Whether these are averaged weights."""
-        return any(AVERAGED.search(part) for part in (*self.keys, self.prefix))
+        parts = (*self.keys, self.prefix)
+        return any(AVERAGED.search(part[:LONGEST_NAME]) for part in parts)
+
+
+def _joined(keys: Iterable[str]) -> str:
+    """Wrapper keys in one, each of a length that can be shown."""
+    return ".".join(key if len(key) < LONGEST_NAME else f"{key[:60]}..." for key in keys)
 
 
 def _find_networks(content: object) -> list[_Place]:
@@ -183,23 +208,44 @@ def _find_networks(content: object) -> list[_Place]:
         prefixes = {
             key[: key.index(anchor)] for key in plain for anchor in ANCHORS if anchor in key
         }
-        for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:MOST_NETWORKS]:
-            within = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
-            places.append(
-                _Place(
-                    keys=keys,
-                    prefix=prefix,
-                    entries={
-                        key[len(prefix) :]: entries[original]
-                        for key, original in plain.items()
-                        if key.startswith(prefix) and not (within and key.startswith(within))
-                    },
-                )
-            )
+        if not prefixes:
+            continue
+        nearest = _longest_prefixes(plain, prefixes)
+        found: dict[str, dict[str, object]] = {
+            prefix: {}
+            for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:MOST_NETWORKS]
+        }
+        for key, original in plain.items():
+            prefix = nearest.get(key)
+            if prefix is not None and prefix in found:
+                found[prefix][key[len(prefix) :]] = entries[original]
+        places += [_Place(keys=keys, prefix=p, entries=inner) for p, inner in found.items()]
     return sorted(places, key=lambda place: not place.averaged)
 
 
+def _longest_prefixes(keys: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
+    """The longest of the prefixes that each key has; keys without any are left out.
+
+    >>> _longest_prefixes(["a.b.c", "a.x", "y"], ["a.", "a.b."])
+    {'a.b.c': 'a.b.', 'a.x': 'a.'}
+    """
+    found: dict[str, str] = {}
+    begun: list[str] = []  # each begins with the one before it
+    # In the order of the alphabet what begins with a prefix follows it at once.
+    for text, is_key in sorted([*((p, False) for p in prefixes), *((k, True) for k in keys)]):
+        while begun and not text.startswith(begun[-1]):
+            begun.pop()
+        if not is_key:
+            begun.append(text)
+        elif begun:
+            found[text] = begun[-1]
+    return found
+
+
 def _plain_key(key: str) -> str:
+    """A key without what wrapping modules put into it; one that is longer than any, cut."""
+    if len(key) > LONGEST_NAME:
+        key = f"{key[:LONGEST_NAME]}..."  # which is the key of no tensor
     for name in WRAPPED_MODULES:
         key = key.replace(name, "")
     return key
@@ -209,7 +255,7 @@ def _any_tensors(content: object) -> list[_Place]:
     return [
         _Place(keys=keys, prefix="", entries={str(k): v for k, v in entries.items()})
         for keys, entries in _dictionaries(content)
-        if any(isinstance(value, Tensor) for value in entries.values())
+        if any(isinstance(value, (Tensor, Unread)) for value in entries.values())
     ][:1]
 
 
@@ -235,13 +281,13 @@ def _as_dictionary(value: object) -> Mapping[object, object] | None:
     return cast(Mapping[object, object], value) if isinstance(value, Mapping) else None
 
 
-def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised]:
+def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised | Unread]:
     """The tensors of a state dict, those of packed layers under `weight` and `bias`.
 
     Other values have no part in a network: absent biases of converted layers (None), the dtype
     of packed ones, numbers that a trainer left.
     """
-    found: dict[str, Tensor | Quantised] = {}
+    found: dict[str, Tensor | Quantised | Unread] = {}
     for key, value in entries.items():
         if key.endswith(f"{PACKED}{PACKED}"):
             layer = key.removesuffix(f"{PACKED}{PACKED}")
@@ -261,9 +307,9 @@ def _tensors(entries: Mapping[str, object]) -> dict[str, Tensor | Quantised]:
     return found
 
 
-def _as_tensor(value: object) -> Tensor | Quantised | None:
+def _as_tensor(value: object) -> Tensor | Quantised | Unread | None:
     if not isinstance(value, Tensor):
-        return value if isinstance(value, Quantised) else None
+        return value if isinstance(value, (Quantised, Unread)) else None
     if not value.is_quantized:
         # Not every device has the precision in which weights are folded.
         return value.detach() if value.is_meta else value.detach().cpu()
@@ -289,13 +335,13 @@ def _metadata_along(content: object, keys: tuple[str, ...]) -> dict[str, object]
     """
     metadata: dict[str, object] = {}
     current = content
-    budget = NODE_LIMIT
+    left = METADATA_LIMIT
     for key in keys:
         level = cast(Mapping[object, object], current)
         for name, value in level.items():
             if isinstance(name, str) and name != key and len(name) < LONGEST_NAME:
-                plain, looked_at = _is_plain(value, budget)
-                budget -= looked_at
+                plain, cost = _is_plain(value, left)
+                left -= cost
                 if plain:
                     metadata[name] = value
         current = level[key]
@@ -303,21 +349,32 @@ def _metadata_along(content: object, keys: tuple[str, ...]) -> dict[str, object]
 
 
 def _is_plain(value: object, most: int) -> tuple[bool, int]:
-    """Whether a value consists of at most so many plain ones, and how many were looked at."""
+    """Whether a value consists of plain ones of at most so many characters, and what it costs.
+
+    Lists within lists can refer to the same one, or to one text, again and again: each counts.
+    """
     waiting: list[tuple[object, int]] = [(value, 0)]
+    characters = 0
     for looked_at, (item, depth) in enumerate(waiting):  # grows while it is read
-        inner: Collection[object] = ()
-        if isinstance(item, Mapping):
-            inner = cast(Mapping[object, object], item).values()
+        inner: list[object] = []
+        count = 0
+        if isinstance(item, str):
+            characters += len(item)
+        elif isinstance(item, Mapping):
+            count = 2 * len(cast(Mapping[object, object], item))
         elif isinstance(item, (list, tuple)):
-            inner = cast("list[object]", item)
-        elif item is not None and not isinstance(item, (str, int, float, bool)):
-            return False, looked_at + 1
-        # Lists within lists can refer to the same one again and again.
-        if len(waiting) + len(inner) > most or depth > DEPTH_LIMIT:
-            return False, looked_at + 1
+            count = len(cast("list[object]", item))
+        elif item is not None and not isinstance(item, (int, float, bool)):
+            return False, VALUE_COST * (looked_at + 1)
+        if VALUE_COST * (len(waiting) + count) + characters > most or depth > DEPTH_LIMIT:
+            return False, min(most, VALUE_COST * (looked_at + 1) + characters)
+        if isinstance(item, Mapping):
+            entries = cast(Mapping[object, object], item)
+            inner = [*entries.keys(), *entries.values()]
+        elif count:
+            inner = list(cast("list[object]", item))
         waiting.extend((entry, depth + 1) for entry in inner)
-    return True, len(waiting)
+    return True, VALUE_COST * len(waiting) + characters
 
 
 def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
@@ -332,7 +389,8 @@ def _flatten_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a `.pth`, `.ckpt`, `.pt`, `.safetensors` or `.index.json` file, executing nothing.
 
-    Tensors keep the dtype in which they are stored and are memory-mapped where the format allows.
+    Of the numbers in it the network's are read, in the dtype in which they are stored; an optimizer
+    beside them is not.
 
     Raises:
         CheckpointError: The file cannot be opened, is none of these formats, is damaged, or
@@ -362,134 +420,70 @@ class _File:
 
     kind: str
     content: object
+    size: int
     metadata: Mapping[str, object] = field(default_factory=dict[str, object])
     names: frozenset[str] = frozenset()
 
 
 def _read(path: Path) -> Checkpoint:
-    file = _read_file(path)
-    checkpoint = Checkpoint.from_object(file.content, path=path, size=_size_on_disk(path, file))
+    with ExitStack() as opened:
+        flaws = Flaws()
+        file = _read_file(path, opened, flaws)
+        checkpoint = Checkpoint.from_object(file.content, path=path, size=file.size)
     return replace(
         checkpoint,
         metadata={**checkpoint.metadata, **file.metadata},
         refusals=tuple(_refusals(path, file, checkpoint)),
+        altered=tuple(flaws.altered),
+        contradicting=tuple(flaws.contradicting),
     )
 
 
-def _read_file(path: Path) -> _File:
-    if not path.exists():
-        raise CheckpointError("there is no such file", advice="check the path")
-    if path.is_dir():
-        raise CheckpointError("this is a folder", advice="name the checkpoint file in it")
-    if not path.is_file():
-        raise CheckpointError("this is not a regular file", advice="name a checkpoint file")
-    with path.open("rb") as stream:
-        head = stream.read(16)
-    size = path.stat().st_size
+def _read_file(path: Path, opened: ExitStack, flaws: Flaws) -> _File:
+    """What a file holds, which stays open as long as `opened`: tensors are still to be read."""
+    stream = opened.enter_context(open_file(path, CheckpointError))
+    file = FileBytes(stream=stream, size=os.fstat(stream.fileno()).st_size)
+    head = bytes(file.read(0, min(HEAD_BYTES, file.size)))
     if head[:4] == b"PK\x03\x04":
-        return _of_torch(read_zip(path))
-    if _looks_like_safetensors(head, size):
-        tensors, header = _read_safetensors(path)
-        return _File(kind="safetensors", content=tensors, metadata=_flatten_metadata(header))
+        return _of_torch(read_zip(file, flaws), file)
+    if looks_like_safetensors(head, file.size):
+        content = read_safetensors(file)
+        header = {key: _parse_json(text) for key, text in content.metadata.items()}
+        return _File(
+            kind="safetensors",
+            content=content.tensors,
+            size=file.size,
+            metadata=_flatten_metadata(header),
+        )
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return _of_torch(read_legacy(path))
+        return _of_torch(read_legacy(file), file)
     if path.suffix.lower() == ".json" and head.lstrip()[:1] == b"{":
-        return _read_shards(path)
-    raise CheckpointError(
-        "this is not a checkpoint file" if size else "the file is empty",
+        return _read_shards(path, opened, flaws)
+    raise _no_checkpoint(path, head)
+
+
+def _of_torch(content: TorchContent, file: FileBytes) -> _File:
+    return _File(kind="torch", content=content.value, size=file.size, names=content.names)
+
+
+def _no_checkpoint(path: Path, head: bytes) -> CheckpointError:
+    kind = kind_of(head)
+    advice = "download or copy the file again, and check that it is the model itself"
+    if path.suffix.lower() == ".onnx":
+        advice = "this takes checkpoints: `aethernet upscale`, `bench` and `verify` run ONNX files"
+    return CheckpointError(
+        "this is not a checkpoint file" if head else "the file is empty",
         expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
-        found=_guess_content(head),
-        advice="this takes checkpoints: `aethernet upscale`, `bench` and `verify` run ONNX files"
-        if path.suffix.lower() == ".onnx"
-        else "download or copy the file again, and check that it is the model itself",
+        found=describe_head(head),
+        advice=(kind and kind.advice) or advice,
     )
 
 
-def _of_torch(content: TorchContent) -> _File:
-    return _File(kind="torch", content=content.value, names=content.names)
-
-
-def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    if len(head) < 9:
-        return False
-    (length,) = struct.unpack("<Q", head[:8])
-    return length <= max(size, HEADER_LIMIT) and head[8:9] == b"{"
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    _check_header(path)
-    try:
-        # safetensors' own types come through untyped.
-        with cast(Any, safetensors).safe_open(str(path), framework="pt", device="cpu") as file:
-            header: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not iterable
-    except (
-        safetensors.SafetensorError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-    ) as error:
-        raise CheckpointError(
-            "the safetensors file is damaged or cut short",
-            found=_first_line(error),
-            advice="download or copy the file again",
-        ) from error
-    return tensors, {key: _parse_json(text) for key, text in header.items()}
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a header that the library would read, but in which a key occurs twice."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > HEADER_LIMIT:
-            raise CheckpointError(
-                "the safetensors header is larger than any network needs",
-                expected=f"at most {HEADER_LIMIT} bytes",
-                found=f"{length} bytes",
-                advice="the file is forged or damaged: download or copy it again",
-            )
-        text = stream.read(length)
-    try:
-        header = json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            "the safetensors header is damaged",
-            found=_first_line(error),
-            advice="download or copy the file again",
-        ) from error
-    if len(header) > MOST_TENSORS:
-        raise CheckpointError(
-            "the file holds more tensors than any network",
-            expected=f"at most {MOST_TENSORS}",
-            found=str(len(header)),
-            advice="the file is forged or holds something else",
-        )
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entries: dict[str, object] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise CheckpointError(
-                "a key occurs twice",
-                key=key[:100],
-                advice="the file is forged or was written by a broken program",
-            )
-        entries[key] = value
-    return entries
-
-
-def _read_shards(index: Path) -> _File:
+def _read_shards(index: Path, opened: ExitStack, flaws: Flaws) -> _File:
     """The files that an index such as `model.safetensors.index.json` names, as one."""
-    if index.stat().st_size > HEADER_LIMIT:
-        raise CheckpointError(
-            "the index is larger than any network needs", advice="name the checkpoint file instead"
-        )
+    text = read_file(index, most=HEADER_LIMIT, kind=CheckpointError)
     try:
-        content = json.loads(index.read_text("utf-8"), object_pairs_hook=_distinct)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
         names = sorted(set(content["weight_map"].values()))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -497,8 +491,16 @@ def _read_shards(index: Path) -> _File:
             expected='a JSON object with a "weight_map" from keys to file names',
             advice="name the checkpoint file, or its index",
         ) from error
+    if len(names) > MOST_SHARDS:
+        raise CheckpointError(
+            "the index names more files than any network has",
+            expected=f"at most {MOST_SHARDS}",
+            found=str(len(names)),
+            advice="name the checkpoint file instead",
+        )
     tensors: dict[object, object] = {}
     metadata: dict[str, object] = {}
+    size = 0
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise CheckpointError(
@@ -512,7 +514,7 @@ def _read_shards(index: Path) -> _File:
                 "the index names another index", found=name, advice="download the index again"
             )
         try:
-            file = _read_file(shard)
+            file = _read_file(shard, opened, flaws)
         except CheckpointError as error:
             raise error.in_file(shard) from error.__cause__
         if not isinstance(file.content, Mapping):
@@ -529,25 +531,19 @@ def _read_shards(index: Path) -> _File:
             )
         tensors.update(part)
         metadata.update(file.metadata)
+        size += file.size
     if missing := [key for key in content["weight_map"] if key not in tensors]:
         raise CheckpointError(
             "a tensor of the index is in none of the files",
             key=str(missing[0])[:100],
             advice="download all parts again",
         )
-    return _File(kind="shards", content=tensors, metadata=metadata)
+    return _File(kind="shards", content=tensors, size=size, metadata=metadata)
 
 
-def _size_on_disk(path: Path, file: _File) -> int:
-    if file.kind != "shards":
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in path.parent.iterdir() if part.is_file())
-
-
-def _check_size(tensors: Mapping[str, Tensor | Quantised], size: int) -> None:
+def _check_size(tensors: Mapping[str, Tensor | Quantised | Unread], size: int) -> None:
     """Refuse tensors that share their numbers to seem larger than the file together."""
-    stored = [t.integers if isinstance(t, Quantised) else t for t in tensors.values()]
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in stored)
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
     if claimed > SHARING_LIMIT * size + SHARING_ALLOWANCE:
         raise CheckpointError(
             "the tensors claim to be larger than the file",
@@ -587,28 +583,6 @@ def _listing(value: object, limit: int = 6) -> str:
     if not isinstance(value, Mapping):
         return type(value).__name__
     entries = cast(Mapping[object, object], value)
-    names = [f"{key!r}"[:60] for key in list(entries)[:limit]]
+    names = [repr(key[:60] if isinstance(key, str) else key)[:60] for key in list(entries)[:limit]]
     more = len(entries) - len(names)
     return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "nothing"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def _guess_content(head: bytes) -> str:
-    known = (
-        (b"\x89PNG", "a PNG picture"),
-        (b"\xff\xd8\xff", "a JPEG picture"),
-        (b"<", "a text or web page"),
-        (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"7z\xbc\xaf", "a 7-Zip archive"),
-        (b"Rar!", "a RAR archive"),
-        (b"\x08", "perhaps an ONNX file"),
-    )
-    for start, name in known:
-        if head.lstrip().startswith(start) or start.startswith(head[: len(start)] or b"?"):
-            return name
-    return f"bytes {head[:8].hex(' ')}" if head else "nothing"

@@ -36,6 +36,26 @@ def several_networks(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
         yield checkpoint.choice
 
 
+def altered_parts(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
+    """Bytes of the network that are not those that were written."""
+    if checkpoint.altered:
+        yield (
+            f"{len(checkpoint.altered)} parts of the file differ from their checksums, first "
+            f"{checkpoint.altered[0][:60]}: it was damaged or altered after it was saved; download "
+            "or copy it again"
+        )
+
+
+def contradicting_parts(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
+    """An archive that says two things of one part."""
+    if checkpoint.contradicting:
+        yield (
+            f"the archive describes {len(checkpoint.contradicting)} of its parts twice, "
+            f"differently, first {checkpoint.contradicting[0][:60]}: other programs may read "
+            "another network from it; save it again with one that you trust"
+        )
+
+
 def broken_numbers(checkpoint: Checkpoint, _: Network) -> Iterator[str]:
     """Weights that are no numbers."""
     broken = [k for k, t in checkpoint.state_dict.items() if not bool(torch.isfinite(t).all())]
@@ -241,6 +261,8 @@ def contradicting_metadata(checkpoint: Checkpoint, network: Network) -> Iterator
 
 DOUBTS: Final[tuple[Doubt, ...]] = (
     several_networks,
+    altered_parts,
+    contradicting_parts,
     broken_numbers,
     half_fused,
     untrained_kernels,

@@ -118,6 +118,11 @@ def _notes(checkpoint: Checkpoint, network: Network) -> Iterator[str]:
             f"computes in floats. They give the input ranges of {len(network.ranges.usable)} of "
             f"{len(input_sources(network.config))} layers"
         )
+    if network.counts:
+        yield (
+            f"{len(network.counts)} single numbers among the tensors count something, as profilers "
+            f"leave them, first {network.counts[0][:60]}: they are no part of the network"
+        )
     for layer, reason in network.ranges.unusable.items():
         yield f"the input range of {layer} cannot be used: {reason}"
     settings = [f"--set {name}={value}" for name, value in network.given.items()]

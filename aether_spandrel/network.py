@@ -5,8 +5,9 @@ The table of revisions says what to do; nothing here asks for a revision's name.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -69,6 +70,7 @@ class Network:
         fits_float16: Whether it can run in float16, whatever picture comes in.
         ranges: What quantisation-aware training says of the inputs of the fused network's layers.
         half_fused: Blocks whose kernels are fused while those of others are not.
+        counts: Keys of single numbers that a tool left among the tensors; they are left aside.
     """
 
     revision: Revision
@@ -84,6 +86,7 @@ class Network:
     fits_float16: bool
     ranges: Ranges
     half_fused: int = 0
+    counts: tuple[str, ...] = ()
 
     @property
     def preset(self) -> str | None:
@@ -140,7 +143,9 @@ def _read_network(
         return _read_canonical(revision, checkpoint, dtype, given)
     revision = _recognised(checkpoint, chosen)
     names = _canonical_names(revision, checkpoint.state_dict)
-    config, tensors = _inferred(revision, checkpoint, names)
+    config, tensors, counts = _inferred(revision, checkpoint, names)
+    left_aside = frozenset(counts)
+    names = {key: name for key, name in names.items() if name not in left_aside}
     facts = Facts(revision=revision, config=config, tensors=tensors, qat=checkpoint.qat)
     values, assumed = resolve_constants(facts, checkpoint.metadata, given)
     assumed |= _assumed_beside(revision, checkpoint, config, chosen)
@@ -172,6 +177,7 @@ def _read_network(
         fits_float16=room.fits,
         half_fused=half_fused,
         ranges=ranges,
+        counts=counts,
     )
 
 
@@ -191,8 +197,8 @@ def _recognised(checkpoint: Checkpoint, chosen: str | None) -> Revision:
 
 def _inferred(
     revision: Revision, checkpoint: Checkpoint, names: Mapping[str, str]
-) -> tuple[AetherConfig, dict[str, Tensor]]:
-    """The configuration that the tensors have, and those of the network by their usual names."""
+) -> tuple[AetherConfig, dict[str, Tensor], tuple[str, ...]]:
+    """Configuration, the network's tensors by their usual names, and the keys of mere counts."""
     unused = re.compile(revision.unused)
     tensors = {
         canonical: checkpoint.state_dict[name]
@@ -202,11 +208,14 @@ def _inferred(
     try:
         _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))
         config = _infer_config(revision, tensors)
-        return config, _checked(_published_shapes(revision, config, tensors), tensors)
+        shapes = _published_shapes(revision, config, tensors)
+        counts = _counts(shapes, tensors)
+        checked = _checked(shapes, tensors, ignored=counts)
     except CheckpointError as error:
         if error.key is not None:
             error.key = checkpoint.prefix + _published_name(revision, names, error.key)
         raise
+    return config, checked, tuple(name for key, name in names.items() if key in counts)
 
 
 def _assumed_beside(
@@ -269,7 +278,8 @@ def _read_canonical(
         )
     tensors = dict(checkpoint.state_dict)
     config = _infer_config(revision, tensors, canonical=True)
-    checked = _checked(_shapes_of(config), tensors, ignored=(REVISION_KEY,))
+    counts = _counts(_shapes_of(config), tensors)
+    checked = _checked(_shapes_of(config), tensors, ignored={REVISION_KEY, *counts})
     ranges = read_ranges(config, checkpoint.qat_entries)
     room = _room(checked, config, ranges)
     return Network(
@@ -285,6 +295,7 @@ def _read_canonical(
         assumed={},
         fits_float16=room.fits,
         ranges=ranges,
+        counts=tuple(counts),
     )
 
 
@@ -574,8 +585,46 @@ def _is_fused_norm(tensors: Entries, norm: str) -> bool:
     return folding.is_fused_block(tensors, block) if block else is_fused(tensors)
 
 
+def _counts(shapes: Shapes, tensors: Entries) -> frozenset[str]:
+    """Keys of what counts something, as profilers leave it in each module; no weight is such.
+
+    That is a single whole number, or one that has overflowed, whose name no tensor of the network
+    has. What training changes does not stay whole.
+    """
+    names = {key.rpartition(".")[2] for key in shapes} | SCALAR_NAMES
+    return frozenset(
+        key
+        for key, tensor in tensors.items()
+        if key not in shapes
+        and key.rpartition(".")[2] not in names
+        and len(key) < LONGEST_COUNT_NAME
+        and COUNT_NAME.fullmatch(key)
+        and tensor.numel() == 1
+        and not tensor.is_meta
+        and _is_count(tensor)
+    )
+
+
+SCALAR_NAMES: Final = frozenset(("temperature", "error_comp", "scale", "scale_tensor"))
+"""Single numbers that have a meaning in some revision, and so never are a tool's."""
+
+
+LONGEST_COUNT_NAME: Final = 200  # characters
+COUNT_NAME: Final = re.compile(r"(\w+\.)*[a-zA-Z_]\w*", re.ASCII)
+"""The key of a buffer that a tool adds to a module: names of Python, with dots between them."""
+
+COUNT_DTYPES: Final = (*FLOAT_DTYPES, torch.int64, torch.int32, torch.bool)
+
+
+def _is_count(number: Tensor) -> bool:
+    if number.dtype not in COUNT_DTYPES or number.layout != torch.strided:
+        return False
+    value = float(number)
+    return not math.isfinite(value) or (value >= 0.0 and value.is_integer())
+
+
 def _checked(
-    shapes: Shapes, tensors: Entries, *, ignored: tuple[str, ...] = ()
+    shapes: Shapes, tensors: Entries, *, ignored: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """The tensors in the shapes that a configuration asks for, in whichever form they are stored.
 
@@ -603,11 +652,11 @@ def _checked(
             )
         if tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided:
             raise CheckpointError(
-                "a tensor is not floating point",
+                "the numbers of a tensor are of a type that no network is read in",
                 key=key,
                 expected=", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES),
                 found=str(tensor.dtype).removeprefix("torch."),
-                advice="use the float checkpoint of the same training",
+                advice="use the file of the same training in one of these",
             )
         checked[key] = tensor.reshape(shape)
     if stray := [key for key in tensors if key not in shapes and key not in ignored]:

@@ -1,64 +1,47 @@
 """PyTorch files, of the zip format and of the one before it, read without PyTorch's loader.
 
-The file is mapped into memory; tensors are views of it, so nothing is copied and nothing is
-allocated because a file asks for it.
+Nothing is allocated because a file asks for it, but only for bytes that are there.
 """
 
 from __future__ import annotations
 
-import mmap
+import functools
 import struct
 import zipfile
-from dataclasses import dataclass
-from pathlib import Path
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, cast
 
-import torch
 from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
-from aether_spandrel.torch_pickle import DTYPES, Global, Storage, damaged, read_pickle
+from aether_spandrel.stored import BYTES_OF, FileBytes, Storage, as_numbers, damaged
+from aether_spandrel.torch_pickle import STORAGE_TYPES, Global, Unpickled, read_pickle
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL: Final = 1001
 LOCAL_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")  # what precedes each entry of a zip archive
 ENCRYPTED: Final = 0x1 | 0x20 | 0x40  # flags of zip entries that are no plain data
+SIZES_FOLLOW: Final = 0x8  # flag of entries whose header does not know their sizes
+UTF_8: Final = 0x800  # flag of entries whose name is in UTF-8
+SIZE_ELSEWHERE: Final = 0xFFFFFFFF  # of entries that are larger than a header can say
 MOST_ENTRIES: Final = 100_000  # storages of one file
-LONGEST_PICKLE: Final = 64 * 2**20  # bytes
+LONGEST_PICKLE: Final = 512 * 2**20  # bytes
+USUAL_PICKLE: Final = 16 * 2**20  # bytes; in files that do not say where theirs ends
 
 
-@dataclass(frozen=True)
-class MappedFile:
-    """A part of a file that is mapped into memory."""
+@dataclass(kw_only=True)
+class Flaws:
+    """What contradicts itself in a file; grows while tensors are read.
 
-    raw: memoryview
+    Attributes:
+        altered: Parts whose bytes are not those that were written.
+        contradicting: Parts that are described twice, differently.
+    """
 
-    @staticmethod
-    def open(path: Path) -> MappedFile:
-        """Map a whole file, of which nothing is read before it is used."""
-        with path.open("rb") as file:
-            # Copy-on-write: torch wants memory that it may write to, the file stays as it is.
-            return MappedFile(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)))
-
-    def __len__(self) -> int:
-        """Size in bytes."""
-        return len(self.raw)
-
-    def part(self, start: int, end: int) -> MappedFile:
-        """The bytes from `start` up to `end`."""
-        return MappedFile(self.raw[start:end])
-
-    def as_numbers(self, dtype: torch.dtype) -> Tensor:
-        """The bytes as a flat tensor, without copying where they lie as the processor needs them.
-
-        Each has a storage of its own: programs that save tensors refuse those that share one.
-        """
-        if not len(self):
-            return torch.empty(0, dtype=dtype)
-        numbers = torch.frombuffer(self.raw, dtype=torch.uint8)
-        if numbers.data_ptr() % dtype.itemsize:
-            return numbers.clone().view(dtype)
-        return torch.frombuffer(self.raw, dtype=dtype)
+    altered: list[str] = field(default_factory=list[str])
+    contradicting: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +49,7 @@ class TorchContent:
     """What a PyTorch file holds.
 
     Attributes:
-        value: Dictionaries, lists, numbers, text and tensors.
+        value: Dictionaries, lists, numbers, text and `Unread` tensors.
         names: The Python objects that the file names.
     """
 
@@ -74,14 +57,33 @@ class TorchContent:
     names: frozenset[str]
 
 
-def read_zip(path: Path) -> TorchContent:
-    """What a file of `torch.save` holds, as data.
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """Where the bytes of one entry of an archive are, and what their checksum should be."""
+
+    name: str
+    start: int
+    size: int
+    crc: int
+    file: FileBytes = field(repr=False)
+    flaws: Flaws = field(repr=False)
+
+    def read(self) -> bytearray:
+        """The bytes; a checksum that differs is noted."""
+        content = self.file.read(self.start, self.size)
+        # torch.serialization.set_crc32_options(False) leaves zeros.
+        if self.crc and zlib.crc32(content) != self.crc:
+            self.flaws.altered.append(self.name)
+        return content
+
+
+def read_zip(file: FileBytes, flaws: Flaws) -> TorchContent:
+    """What a file of `torch.save` holds, as data; what contradicts itself is added to `flaws`.
 
     Raises:
         CheckpointError: The archive is damaged, forged, compressed or holds no pickle.
     """
-    content = MappedFile.open(path)
-    entries = _entries(path, content)
+    entries = _entries(file, flaws)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(
@@ -98,46 +100,56 @@ def read_zip(path: Path) -> TorchContent:
             advice="use the checkpoint that the program was made from",
         )
     order = entries.get(f"{folder}byteorder")
-    if order is not None and bytes(order.raw[:16]) == b"big":
+    if order is not None and order.size < 16 and bytes(order.read()) == b"big":
         raise CheckpointError(
             "the file was written on a machine of the other byte order",
             advice="save it again on an ordinary (little-endian) machine",
         )
-    storages: dict[str, Tensor] = {}
-    description = entries[pickles[0]].raw
-    if len(description) > LONGEST_PICKLE:
-        raise damaged(f"a description of {len(description)} bytes")
+    if entries[pickles[0]].size > LONGEST_PICKLE:
+        raise damaged(f"a description of {entries[pickles[0]].size} bytes")
+    description = memoryview(entries[pickles[0]].read())
+    numbers: dict[str, tuple[str, Callable[[], Tensor]]] = {}
 
     def storage(identity: tuple[object, ...]) -> Storage:
-        dtype, key, count = _identity(identity)
-        size = count * dtype.itemsize
+        kind, key, count = _identity(identity)
         stored = entries.get(f"{folder}data/{key}")
         if stored is None:
             raise damaged(f"a tensor whose numbers data/{key[:60]} are missing")
-        if size > len(stored):
+        size = count * BYTES_OF[kind]
+        if size > stored.size:
             raise CheckpointError(
                 "a tensor is larger than the numbers that are stored for it",
                 expected=f"{size} bytes in data/{key[:60]}",
-                found=f"{len(stored)} bytes",
+                found=f"{stored.size} bytes",
                 advice="the file is damaged or forged: download or copy it again",
             )
-        # Once for each storage: where it has to be copied, a file could ask for any number.
-        if key not in storages:
-            storages[key] = stored.part(
-                0, len(stored) // dtype.itemsize * dtype.itemsize
-            ).as_numbers(dtype)
-        if storages[key].dtype != dtype:
+        # Read once for each entry: a file could name it any number of times.
+        if key not in numbers:
+            numbers[key] = kind, _once(stored.read, kind)
+        if numbers[key][0] != kind:
             raise damaged(f"numbers data/{key[:60]} of two types")
-        return Storage(storages[key][:count])
+        return Storage(kind=kind, count=count, read=numbers[key][1])
 
     found = read_pickle(description, storage)
     return TorchContent(value=found.value, names=found.names)
 
 
-def _entries(path: Path, content: MappedFile) -> dict[str, MappedFile]:
-    """The bytes of each entry of the archive, by name."""
+def _once(read: Callable[[], bytearray], kind: str) -> Callable[[], Tensor]:
+    """Reads numbers when it is called first."""
+
+    @functools.cache
+    def numbers() -> Tensor:
+        content = read()
+        del content[len(content) // BYTES_OF[kind] * BYTES_OF[kind] :]
+        return as_numbers(content, kind)
+
+    return numbers
+
+
+def _entries(file: FileBytes, flaws: Flaws) -> dict[str, _Entry]:
+    """Where each entry of the archive is, by name."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file.stream) as archive:
             listed = archive.infolist()
     except (
         zipfile.BadZipFile,
@@ -163,40 +175,64 @@ def _entries(path: Path, content: MappedFile) -> dict[str, MappedFile]:
             "the file is an encrypted archive",
             advice="if it is an archive with a model inside, unpack it first",
         )
-    if len(listed) > MOST_ENTRIES or sum(entry.file_size for entry in listed) > len(content):
+    if len(listed) > MOST_ENTRIES or sum(entry.file_size for entry in listed) > file.size:
         raise damaged("an archive whose entries are larger than the file")
-    entries: dict[str, MappedFile] = {}
+    entries: dict[str, _Entry] = {}
     for entry in listed:
         if entry.filename in entries:
             raise damaged(f"two entries of the name {entry.filename[:60]!r}")
-        entries[entry.filename] = _entry(entry, content)
+        entries[entry.filename] = _entry(entry, file, flaws)
     return entries
 
 
-def _entry(entry: zipfile.ZipInfo, content: MappedFile) -> MappedFile:
+def _entry(entry: zipfile.ZipInfo, file: FileBytes, flaws: Flaws) -> _Entry:
     start = entry.header_offset
-    if not 0 <= start <= len(content) - LOCAL_HEADER.size:
+    if not 0 <= start <= file.size - LOCAL_HEADER.size:
         raise damaged(f"an entry {entry.filename[:60]!r} outside of the file")
-    header = LOCAL_HEADER.unpack(content.raw[start : start + LOCAL_HEADER.size])
-    signature, name_length, extra_length = header[0], header[9], header[10]
+    header = LOCAL_HEADER.unpack(file.read(start, LOCAL_HEADER.size))
+    name_length, extra_length = header[9], header[10]
     start += LOCAL_HEADER.size + name_length + extra_length
-    if signature != b"PK\x03\x04" or start + entry.file_size > len(content):
+    if header[0] != b"PK\x03\x04" or start + entry.file_size > file.size:
         raise damaged(f"an entry {entry.filename[:60]!r} that is not where the archive says")
-    return content.part(start, start + entry.file_size)
+    name = bytes(file.read(start - name_length - extra_length, name_length))
+    if _contradicts(entry, header, name):
+        flaws.contradicting.append(entry.filename)
+    return _Entry(
+        name=entry.filename,
+        start=start,
+        size=entry.file_size,
+        crc=entry.CRC,
+        file=file,
+        flaws=flaws,
+    )
 
 
-def _identity(identity: tuple[object, ...]) -> tuple[torch.dtype, str, int]:
+def _contradicts(entry: zipfile.ZipInfo, header: tuple[object, ...], name: bytes) -> bool:
+    """Whether the header before an entry describes another one than the archive's directory."""
+    flags, method, crc, packed, size = cast(
+        "tuple[int, int, int, int, int]", (header[2], header[3], *header[6:9])
+    )
+    encoding = "utf-8" if flags & UTF_8 else "cp437"
+    if name.decode(encoding, "replace") != entry.orig_filename or method != entry.compress_type:
+        return True
+    if flags & SIZES_FOLLOW and not (crc or packed or size):
+        return False
+    sizes = {packed, size} - {SIZE_ELSEWHERE}
+    return crc != entry.CRC or bool(sizes - {entry.file_size})
+
+
+def _identity(identity: tuple[object, ...]) -> tuple[str, str, int]:
     """Type, key and number of elements of a storage, from its persistent id."""
     if len(identity) < 5 or identity[0] != "storage" or not isinstance(identity[1], Global):
         raise damaged("a storage without type, key and size")
-    dtype = DTYPES.get(identity[1].name.rpartition(".")[2])
+    kind = STORAGE_TYPES.get(identity[1].name.rpartition(".")[2])
     key, count = identity[2], identity[4]
-    if dtype is None or not isinstance(key, str) or type(count) is not int or count < 0:
+    if kind is None or not isinstance(key, str) or type(count) is not int or count < 0:
         raise damaged(f"a storage of type {identity[1]} without a key or a size")
-    return dtype, key, count
+    return kind, key, count
 
 
-def read_legacy(path: Path) -> TorchContent:
+def read_legacy(file: FileBytes) -> TorchContent:
     """What a file of `torch.save` before PyTorch 1.6 holds, as data.
 
     Four pickles (magic number, protocol, system, object), the list of storage keys, then for
@@ -205,55 +241,70 @@ def read_legacy(path: Path) -> TorchContent:
     Raises:
         CheckpointError: The file is damaged or forged.
     """
-    content = MappedFile.open(path)
-    raw = content.raw
+    # The numbers come after the tensors that refer to them: sizes first, places second.
+    sizes: dict[str, tuple[str, int]] = {}
+    places: dict[str, int] = {}
+
+    def storage(identity: tuple[object, ...]) -> Storage:
+        kind, key, count = _identity(identity)
+        if count * BYTES_OF[kind] > file.size:
+            raise damaged(f"a storage of {count} elements in a file of {file.size} bytes")
+        if sizes.setdefault(key, (kind, count)) != (kind, count):
+            raise damaged(f"two sizes for the storage {key[:60]!r}")
+
+        def read() -> bytearray:
+            if key not in places:
+                raise damaged(f"a tensor whose numbers {key[:60]!r} are missing")
+            return file.read(places[key], count * BYTES_OF[kind])
+
+        if key not in storages:
+            storages[key] = Storage(kind=kind, count=count, read=_once(read, kind))
+        return storages[key]
+
+    storages: dict[str, Storage] = {}
+    found, keys = _legacy_pickles(file, storage)
+    position = keys.end
+    for key in cast(list[object], keys.value) if isinstance(keys.value, list) else []:
+        if not isinstance(key, str) or key not in sizes:
+            raise damaged("numbers of a tensor that the checkpoint does not have")
+        kind, count = sizes[key]
+        end = position + 8 + count * BYTES_OF[kind]
+        if end > file.size or int.from_bytes(file.read(position, 8), "little") != count:
+            raise damaged(f"numbers of the storage {key[:60]!r} that end too early")
+        places[key] = position + 8
+        position = end
+    return TorchContent(value=found.value, names=found.names)
+
+
+def _legacy_pickles(
+    file: FileBytes, storage: Callable[[tuple[object, ...]], Storage]
+) -> tuple[Unpickled, Unpickled]:
+    """The object and the list of storage keys, from the pickles at the beginning of the file."""
+    for most in (USUAL_PICKLE, LONGEST_PICKLE):
+        raw = memoryview(file.read(0, min(most, file.size)))
+        try:
+            found = read_pickle(raw, storage, start=_legacy_start(raw))
+            return found, read_pickle(raw, _no_storage, start=found.end)
+        except CheckpointError:
+            # Perhaps it is the part that ends, and not the file.
+            if most >= min(LONGEST_PICKLE, file.size):
+                raise
+    raise AssertionError("the longest part is the last")
+
+
+def _no_storage(_identity: tuple[object, ...]) -> Storage:
+    raise damaged("a tensor where the file holds none")
+
+
+def _legacy_start(raw: memoryview) -> int:
+    """Where the object begins, after magic number, protocol and system."""
     position = 0
-
-    def nothing(_identity: tuple[object, ...]) -> Storage:
-        raise damaged("a tensor before the checkpoint begins")
-
-    head: list[object] = []
-    for _ in range(3):
-        found = read_pickle(raw, nothing, start=position)
-        head.append(found.value)
-        position = found.end
-        if head != [LEGACY_MAGIC, LEGACY_PROTOCOL][: len(head)] and len(head) < 3:
+    for expected in (LEGACY_MAGIC, LEGACY_PROTOCOL, None):
+        head = read_pickle(raw, _no_storage, start=position)
+        position = head.end
+        if expected is not None and (type(head.value) is not int or head.value != expected):
             raise CheckpointError(
                 "the file is a pickle, but no PyTorch checkpoint",
                 advice="save the network with torch.save(model.state_dict(), ...)",
             )
-    # The numbers come after the tensors that refer to them: sizes first, contents second.
-    sizes: dict[str, tuple[torch.dtype, int]] = {}
-
-    def measure(identity: tuple[object, ...]) -> Storage:
-        dtype, key, count = _identity(identity)
-        if count * dtype.itemsize > len(raw):
-            raise damaged(f"a storage of {count} elements in a file of {len(raw)} bytes")
-        if sizes.setdefault(key, (dtype, count)) != (dtype, count):
-            raise damaged(f"two sizes for the storage {key[:60]!r}")
-        # A meta tensor has a size and no memory.
-        return Storage(torch.empty(count, dtype=dtype, device="meta"))
-
-    start = position
-    position = read_pickle(raw, measure, start=start).end
-    keys = read_pickle(raw, nothing, start=position)
-    position = keys.end
-    storages: dict[str, Tensor] = {}
-    for key in cast(list[object], keys.value) if isinstance(keys.value, list) else []:
-        if not isinstance(key, str) or key not in sizes:
-            raise damaged("numbers of a tensor that the checkpoint does not have")
-        dtype, count = sizes[key]
-        end = position + 8 + count * dtype.itemsize
-        if end > len(raw) or int.from_bytes(raw[position : position + 8], "little") != count:
-            raise damaged(f"numbers of the storage {key[:60]!r} that end too early")
-        storages[key] = content.part(position + 8, end).as_numbers(dtype)
-        position = end
-
-    def storage(identity: tuple[object, ...]) -> Storage:
-        _, key, _ = _identity(identity)
-        if key not in storages:
-            raise damaged(f"a tensor whose numbers {key[:60]!r} are missing")
-        return Storage(storages[key])
-
-    found = read_pickle(raw, storage, start=start)
-    return TorchContent(value=found.value, names=found.names)
+    return position

@@ -8,17 +8,23 @@ the file is refused.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import torch
-from torch import Tensor
-
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.stored import (
+    BYTES_OF,
+    Storage,
+    StoredQuantised,
+    StoredTensor,
+    Unread,
+    damaged,
+)
 
-MOST_INSTRUCTIONS: Final = 500_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_INSTRUCTIONS: Final = 750_000  # about 40 make a tensor; the largest training file has 0.4 M
 MOST_TENSORS: Final = (
     30_000  # the optimizer's and those of quantisation too; the largest file has 10,000
 )
@@ -28,48 +34,30 @@ LARGEST_KEY: Final = 2**60  # larger integers can be made to collide in a dictio
 MOST_AXES: Final = 8  # of a tensor; networks have 4
 LONGEST_NUMBER: Final = 255  # bytes of one integer
 
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "QInt8Storage": torch.int8,
-    "QUInt8Storage": torch.uint8,
-    "QInt32Storage": torch.int32,
-    "UntypedStorage": torch.uint8,
+STORAGE_TYPES: Final[Mapping[str, str]] = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "UntypedStorage": "uint8",
 }
 """Which numbers a storage class of torch holds; of quantised ones, the integers themselves."""
 
-NAMED_DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "torch.float32": torch.float32,
-    "torch.float16": torch.float16,
-    "torch.bfloat16": torch.bfloat16,
-    "torch.float64": torch.float64,
-    "torch.int64": torch.int64,
-    "torch.int32": torch.int32,
-    "torch.int16": torch.int16,
-    "torch.int8": torch.int8,
-    "torch.uint8": torch.uint8,
-    "torch.bool": torch.bool,
-    "torch.complex64": torch.complex64,
-    "torch.complex128": torch.complex128,
-    # In no network of ours; what stands beside one is read by its size.
-    "torch.uint16": torch.int16,
-    "torch.uint32": torch.int32,
-    "torch.uint64": torch.int64,
-    "torch.float8_e4m3fn": torch.uint8,
-    "torch.float8_e5m2": torch.uint8,
-    "torch.qint8": torch.int8,
-    "torch.quint8": torch.uint8,
-    "torch.qint32": torch.int32,
+NUMBER_TYPES: Final[Mapping[str, str]] = {f"torch.{name}": name for name in BYTES_OF} | {
+    "torch.qint8": "int8",
+    "torch.quint8": "uint8",
+    "torch.qint32": "int32",
 }
 """Types of numbers by the names under which pickles refer to them."""
 
@@ -92,53 +80,6 @@ class Opaque:
     name: str
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A flat run of numbers in the file, as a one-dimensional tensor."""
-
-    numbers: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantised:
-    """An int8 tensor with what makes numbers of it: (integers - zero_point) * scale.
-
-    Attributes:
-        integers: As stored.
-        scale: One number, or one for each slice along `axis`.
-        zero_point: As many as scales.
-        axis: Along which scales differ; None for a single one.
-    """
-
-    integers: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    axis: int | None
-
-    def dequantised(self) -> Tensor:
-        """The float32 numbers that the integers stand for."""
-        offset = self.integers.double() - self._along(self.zero_point)
-        return (offset * self._along(self.scale)).float()
-
-    def signal_to_noise(self) -> tuple[float, float]:
-        """Energy of the weights, and the expected energy of what rounding took from them.
-
-        Rounding to steps of `scale` leaves an error that is uniform within half a step, whose
-        mean square is scale^2 / 12.
-        """
-        step = self._along(self.scale).expand(self.integers.shape)
-        return (
-            float(self.dequantised().double().square().sum()),
-            float(step.square().sum()) / 12.0,
-        )
-
-    def _along(self, values: Tensor) -> Tensor:
-        shape = [1] * self.integers.dim()
-        if self.axis is not None:
-            shape[self.axis] = -1
-        return values.double().reshape(shape)
-
-
 StorageReader = Callable[[tuple[object, ...]], Storage]
 """Finds a storage by the persistent id that stands for it in the pickle."""
 
@@ -148,7 +89,7 @@ class Unpickled:
     """What one pickle describes.
 
     Attributes:
-        value: The object: dictionaries, lists, numbers, text, tensors, `Quantised`, `Opaque`.
+        value: The object: dictionaries, lists, numbers, text, `Unread` tensors, `Opaque`.
         names: The Python objects that the pickle names.
         end: Position after it.
     """
@@ -159,9 +100,7 @@ class Unpickled:
 
 
 def read_pickle(content: memoryview, storage: StorageReader, *, start: int = 0) -> Unpickled:
-    """The object that one pickle describes.
-
-    Tensors share the memory of the storages that `storage` gives.
+    """The object that one pickle describes; of its tensors no number is read.
 
     Raises:
         CheckpointError: The pickle is damaged, names anything but data, or holds a tensor that
@@ -179,18 +118,19 @@ def read_pickle(content: memoryview, storage: StorageReader, *, start: int = 0) 
     return Unpickled(value=value, names=frozenset(machine.names), end=machine.position)
 
 
+def _too_much() -> CheckpointError:
+    return CheckpointError(
+        "the file holds more than can be looked through",
+        expected=f"at most {MOST_INSTRUCTIONS:,} values beside the tensors' numbers",
+        advice="save the network's state dict alone, without what else the training wrote",
+    )
+
+
 class _Mark:
     """Where the arguments of a later instruction begin on the stack."""
 
 
 MARK: Final = _Mark()
-
-
-def damaged(what: str) -> CheckpointError:
-    """The error for instructions that no program writes."""
-    return CheckpointError(
-        "the file is damaged or forged", found=what, advice="download or copy the file again"
-    )
 
 
 class _Machine:
@@ -204,19 +144,27 @@ class _Machine:
         self.memo: dict[int, object] = {}
         self.names: set[str] = set()
         self.tensors = 0
+        self.effort = 0
 
     def run(self) -> object:
         """Execute instructions up to STOP, and return what is on top of the stack."""
+        content, instructions = self.content, INSTRUCTIONS
         for _ in range(MOST_INSTRUCTIONS):
-            code = self.content[self.position]
+            code = content[self.position]
             self.position += 1
             if code == STOP:
                 return self.pop()
-            instruction = INSTRUCTIONS.get(code)
+            instruction = instructions.get(code)
             if instruction is None:
                 raise damaged(f"instruction {code:#04x}, which checkpoints do not use")
             instruction(self)
-        raise damaged(f"more than {MOST_INSTRUCTIONS:,} instructions")
+        raise _too_much()
+
+    def spend(self, effort: int) -> None:
+        """Count what a single instruction does many times: values can be named again and again."""
+        self.effort += effort
+        if self.effort > MOST_INSTRUCTIONS:
+            raise _too_much()
 
     # Reading arguments
 
@@ -294,11 +242,8 @@ class _Machine:
             return  # an object that behaves like a dictionary, such as a configuration
         entries = cast(dict[object, object], self.top(dict))
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, int, float, bool, bytes, type(None), Global)):
-                # Hashing nested tuples can take exponential time.
-                raise damaged(f"a dictionary key of type {type(key).__name__}")
-            if isinstance(key, int) and abs(key) > LARGEST_KEY:
-                raise damaged("a dictionary key that is a large number")
+            if not _is_key(key):
+                continue
             if key in entries:
                 raise CheckpointError(
                     "a key occurs twice",
@@ -329,26 +274,50 @@ class _Machine:
         """Push what a known function would have made of its arguments."""
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise damaged("a call of something that is no function")
-        build = BUILDERS.get(function.name)
+        self.push(self.built(function.name, cast(tuple[Any, ...], arguments)))
+
+    def built(self, function: str, arguments: tuple[Any, ...]) -> object:
+        """What stands for the result of a function."""
+        if function in DICTIONARIES:
+            return self.dictionary(arguments)
+        tensor = TENSORS.get(function)
+        build = tensor or PLAIN.get(function)
         if build is None:
-            self.push(Opaque(function.name))
-            return
+            return Opaque(function)
         try:
-            built = build(cast(tuple[Any, ...], arguments))
-        except (
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            RuntimeError,
-            OverflowError,
-            struct.error,
-        ) as error:
-            raise damaged(f"arguments that {function.name} cannot take") from error
-        self.tensors += isinstance(built, Tensor)
+            found = build(arguments)
+        except FAULTS as error:
+            if tensor is None:
+                return Opaque(function)  # plain data of a form that nothing here needs
+            raise damaged(f"arguments that {function} cannot take") from error
+        self.tensors += isinstance(found, Unread)
         if self.tensors > MOST_TENSORS:
-            raise damaged(f"more than {MOST_TENSORS:,} tensors")
-        self.push(built)
+            raise CheckpointError(
+                "the file holds more tensors than any network",
+                expected=f"at most {MOST_TENSORS:,}",
+                advice="save the network's state dict alone",
+            )
+        return found
+
+    def dictionary(self, arguments: tuple[Any, ...]) -> object:
+        """A dictionary: mostly an empty one, whose entries are set by later instructions.
+
+        Python 2 gave the entries of an OrderedDict at once, as a list of pairs.
+        """
+        pairs: object = arguments[0] if arguments else []
+        if isinstance(pairs, Global):  # what a defaultdict makes of a missing key
+            return {}
+        if not isinstance(pairs, list):
+            return Opaque("builtins.dict")
+        items: list[Any] = []
+        self.spend(len(cast(list[object], pairs)))
+        for pair in cast(list[object], pairs):
+            if not isinstance(pair, (list, tuple)) or len(cast(list[object], pair)) != 2:
+                return Opaque("builtins.dict")
+            items.extend(cast(list[object], pair))
+        self.push({})
+        self.set_items(items)
+        return self.pop()
 
     def find_storage(self) -> None:
         """Push the storage whose persistent id is on top."""
@@ -358,19 +327,59 @@ class _Machine:
         self.push(self.storage(cast(tuple[object, ...], identity)))
 
 
-def _text(machine: _Machine, form: str, encoding: str = "utf-8") -> None:
-    machine.push(str(machine.take(machine.number(form)), encoding))
+FAULTS: Final = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+)
+"""What a builder raises on arguments that are none."""
+
+
+def _is_key(key: object) -> bool:
+    """Whether a value can be a key: an entry of any other is left out.
+
+    Hashing nested tuples can take exponential time, and large integers can be made to collide.
+    """
+    if isinstance(key, int):
+        return abs(key) <= LARGEST_KEY
+    return isinstance(key, (str, float, bytes, type(None), Global))
+
+
+def _text(machine: _Machine, form: str) -> None:
+    raw = machine.take(machine.number(form))
+    try:
+        machine.push(str(raw, "utf-8"))
+    except UnicodeDecodeError:
+        # Python writes lone surrogates, which stand in the names of files that are no UTF-8.
+        text = str(raw, "utf-8", "surrogatepass")
+        machine.push(str(text.encode("utf-8", "backslashreplace"), "utf-8"))
+
+
+def _old_text(machine: _Machine, form: str) -> None:
+    length = machine.number(form)
+    if length < 0:
+        raise damaged(f"a text of {length} characters")
+    machine.push(str(machine.take(length), "latin-1"))
 
 
 def _bytes(machine: _Machine, form: str) -> None:
-    machine.push(bytes(machine.take(machine.number(form))))
+    raw = machine.take(machine.number(form))
+    machine.push(bytes(raw) if len(raw) <= LONGEST_TEXT else Opaque("builtins.bytes"))
 
 
 def _long(machine: _Machine, form: str) -> None:
     length = machine.number(form)
-    if not 0 <= length <= LONGEST_NUMBER:
+    if length < 0:
         raise damaged(f"an integer of {length} bytes")
-    machine.push(int.from_bytes(machine.take(length), "little", signed=True))
+    raw = machine.take(length)
+    if length > LONGEST_NUMBER:
+        machine.push(Opaque("builtins.int"))
+    else:
+        machine.push(int.from_bytes(raw, "little", signed=True))
 
 
 def _tuple(machine: _Machine, length: int) -> None:
@@ -432,8 +441,8 @@ INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
     0x8C: lambda m: _text(m, "<B"),  # SHORT_BINUNICODE
     0x58: lambda m: _text(m, "<I"),  # BINUNICODE
     0x8D: lambda m: _text(m, "<Q"),  # BINUNICODE8
-    0x55: lambda m: _text(m, "<B", "latin-1"),  # SHORT_BINSTRING
-    0x54: lambda m: _text(m, "<I", "latin-1"),  # BINSTRING
+    0x55: lambda m: _old_text(m, "<B"),  # SHORT_BINSTRING
+    0x54: lambda m: _old_text(m, "<i"),  # BINSTRING
     0x43: lambda m: _bytes(m, "<B"),  # SHORT_BINBYTES
     0x42: lambda m: _bytes(m, "<I"),  # BINBYTES
     0x8E: lambda m: _bytes(m, "<Q"),  # BINBYTES8
@@ -473,27 +482,22 @@ INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
 # What may be named
 
 
-def _empty_dict(arguments: tuple[Any, ...]) -> dict[object, object]:
-    """A dictionary, whose entries are set by later instructions."""
-    if arguments and arguments != ([],) and not isinstance(arguments[0], Global):
-        raise ValueError("entries given at once, as no program writes them")
-    return {}
-
-
-def _tensor(arguments: tuple[Any, ...]) -> Tensor:
+def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     """`torch._utils._rebuild_tensor_v2`: storage, offset, size, stride, ..."""
     storage, offset, size, stride = arguments[:4]
-    return view_of(storage.numbers, offset, size, stride)
+    return view_of(storage, storage.kind, offset, size, stride)
 
 
-def _typed_tensor(arguments: tuple[Any, ...]) -> Tensor:
+def _typed_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     """`torch._utils._rebuild_tensor_v3`: the same of bytes, with the type of numbers they are."""
     storage, offset, size, stride = arguments[:4]
-    return view_of(storage.numbers.view(NAMED_DTYPES[arguments[6].name]), offset, size, stride)
+    return view_of(storage, NUMBER_TYPES[arguments[6].name], offset, size, stride)
 
 
-def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Tensor:
-    """A tensor of a size and stride within a flat run of numbers.
+def view_of(
+    storage: Storage, kind: str, offset: object, size: object, stride: object
+) -> StoredTensor:
+    """A tensor of a size and stride within a flat run of numbers, which are of type `kind`.
 
     Raises:
         CheckpointError: It does not lie within it, or claims more elements than there are.
@@ -503,20 +507,19 @@ def view_of(numbers: Tensor, offset: object, size: object, stride: object) -> Te
     sizes, strides = cast(tuple[int, ...], size), cast(tuple[int, ...], stride)
     if len(sizes) != len(strides) or len(sizes) > MOST_AXES:
         raise damaged(f"a tensor of {len(sizes)} axes")
-    elements = 1
-    for length in sizes:
-        elements *= length
+    stored = storage.count * BYTES_OF[storage.kind] // BYTES_OF[kind]
+    elements = math.prod(sizes)
     last = cast(int, offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-    if elements and (last >= numbers.numel() or elements > numbers.numel()):
+    if elements and (last >= stored or elements > stored):
         raise CheckpointError(
             "a tensor reaches beyond the numbers that are stored for it",
-            expected=f"at most {numbers.numel()} elements",
+            expected=f"at most {stored} elements",
             found=f"size {sizes}, stride {strides}, offset {offset}",
             advice="the file is damaged or forged: download or copy it again",
         )
-    if not elements:
-        return numbers.new_empty(0)  # whatever its other axes are
-    return numbers.as_strided(sizes, strides, cast(int, offset) + numbers.storage_offset())
+    return StoredTensor(
+        storage=storage, kind=kind, shape=sizes, stride=strides, offset=cast(int, offset)
+    )
 
 
 def _are_lengths(values: object) -> bool:
@@ -524,36 +527,33 @@ def _are_lengths(values: object) -> bool:
     return all(type(value) is int and 0 <= value < 2**62 for value in items)
 
 
-def _quantised(arguments: tuple[Any, ...]) -> Quantised:
+def _quantised(arguments: tuple[Any, ...]) -> StoredQuantised:
     """`torch._utils._rebuild_qtensor`: storage, offset, size, stride, (scheme, ...)."""
     storage, offset, size, stride = arguments[:4]
-    integers = view_of(storage.numbers, offset, size, stride)
+    integers = view_of(storage, storage.kind, offset, size, stride)
     scheme, *parameters = arguments[4]
     if scheme == Global("torch.per_tensor_affine"):
         scale, zero_point = float(parameters[0]), int(parameters[1])
-        return Quantised(
-            integers=integers,
-            scale=torch.tensor([scale], dtype=torch.float64),
-            zero_point=torch.tensor([zero_point]),
-            axis=None,
-        )
+        if abs(zero_point) >= 2**62:
+            raise ValueError("no zero point of any type")
+        return StoredQuantised(integers=integers, scale=scale, zero_point=zero_point, axis=None)
     if scheme != Global("torch.per_channel_affine"):
         raise ValueError("unknown scheme")
     scales, zero_points, axis = parameters
     if (
-        not isinstance(scales, Tensor)
-        or not isinstance(zero_points, Tensor)
-        or not 0 <= axis < integers.dim()
+        not isinstance(scales, StoredTensor)
+        or not isinstance(zero_points, StoredTensor)
+        or not 0 <= axis < len(integers.shape)
         or not scales.shape == zero_points.shape == integers.shape[axis : axis + 1]
     ):
         raise ValueError("scales do not fit the channels")
-    return Quantised(integers=integers, scale=scales, zero_point=zero_points, axis=axis)
+    return StoredQuantised(integers=integers, scale=scales, zero_point=zero_points, axis=axis)
 
 
 def _retyped(arguments: tuple[Any, ...]) -> object:
     """`torch._tensor._rebuild_from_type_v2`: function, type, its arguments, state."""
     function, inner = arguments[0], arguments[2]
-    build = BUILDERS.get(function.name) if isinstance(function, Global) else None
+    build = TENSORS.get(function.name) if isinstance(function, Global) else None
     if build is None or not isinstance(inner, tuple) or not isinstance(arguments[1], Global):
         raise TypeError("no tensor")
     return build(cast(tuple[Any, ...], inner))
@@ -602,7 +602,12 @@ def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _path(arguments: tuple[Any, ...]) -> str:
-    return "/".join(_text_of((part,)) for part in arguments[:MOST_AXES])
+    """`pathlib`'s paths, by their parts; of an absolute one the first is its root."""
+    parts = [_text_of((part,)) for part in arguments[:LONGEST_TEXT]]
+    if sum(map(len, parts)) > LONGEST_TEXT:
+        raise ValueError("no path")
+    root = parts[0] if parts and parts[0].endswith(("/", "\\")) else ""
+    return root + "/".join(parts[1:] if root else parts)
 
 
 def _encoded(arguments: tuple[Any, ...]) -> bytes:
@@ -612,12 +617,17 @@ def _encoded(arguments: tuple[Any, ...]) -> bytes:
     return _text_of((text,)).encode(encoding)
 
 
-BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
-    "collections.OrderedDict": _empty_dict,
-    "typing.OrderedDict": _empty_dict,
-    "collections.defaultdict": _empty_dict,
-    "builtins.dict": _empty_dict,
-    "builtins.list": lambda _: [],
+DICTIONARIES: Final = frozenset(
+    (
+        "collections.OrderedDict",
+        "typing.OrderedDict",
+        "collections.defaultdict",
+        "builtins.dict",
+    )
+)
+"""What makes a dictionary."""
+
+TENSORS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -625,6 +635,11 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch._tensor._rebuild_from_type_v2": _retyped,
+}
+"""What stands for the result of each function that makes a tensor."""
+
+PLAIN: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
+    "builtins.list": lambda _: [],
     "torch.Size": _size,
     "torch.device": _text_of,
     "torch.torch_version.TorchVersion": _text_of,
@@ -633,51 +648,84 @@ BUILDERS: Final[Mapping[str, Callable[[tuple[Any, ...]], object]]] = {
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
     "_codecs.encode": _encoded,
-    "pathlib.Path": _path,
-    "pathlib.PosixPath": _path,
-    "pathlib.WindowsPath": _path,
-    "pathlib.PurePosixPath": _path,
-    "pathlib.PureWindowsPath": _path,
+    **{
+        f"{module}.{name}": _path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    },
 }
-"""What stands for the result of each function that checkpoints call."""
+"""What stands for the result of each other function, as far as it tells anything."""
 
 PYTHON_2: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 INERT: Final = (
+    *(
+        f"builtins.{name}"
+        for name in (
+            *("bool", "bytearray", "bytes", "complex", "Ellipsis", "ellipsis", "float"),
+            *("frozenset", "int", "long", "object", "range", "set", "slice", "str", "tuple"),
+            *("type", "unicode", "xrange"),
+        )
+    ),
+    "array._array_reconstructor",
+    "array.array",
     "argparse.Namespace",
     "types.SimpleNamespace",
-    "builtins.bytearray",
-    "builtins.int",
-    "builtins.float",
-    "builtins.long",
-    "builtins.range",
-    "builtins.xrange",
-    "builtins.set",
-    "builtins.frozenset",
-    "builtins.slice",
-    "builtins.complex",
-    "builtins.object",
+    "collections.ChainMap",
     "collections.Counter",
+    "collections.UserDict",
+    "collections.UserList",
     "collections.deque",
     "copyreg._reconstructor",
-    "datetime.date",
-    "datetime.datetime",
-    "datetime.timedelta",
-    "datetime.timezone",
+    *(
+        f"datetime.{name}"
+        for name in ("date", "datetime", "time", "timedelta", "timezone", "tzinfo")
+    ),
     "decimal.Decimal",
     "enum.Enum",
+    "fractions.Fraction",
+    "random.Random",
+    "uuid.SafeUUID",
     "uuid.UUID",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.random._pickle.",
+    *(
+        f"numpy.{name}"
+        for name in (
+            *("bool", "bool_", "bytes_", "complex64", "complex128", "clongdouble", "datetime64"),
+            *("float16", "float32", "float64", "longdouble", "generic", "int8", "int16", "int32"),
+            *("int64", "intc", "longlong", "ndarray", "object_", "str_", "timedelta64", "uint8"),
+            *("uint16", "uint32", "uint64", "uintc", "ulonglong", "void", "recarray", "record"),
+        )
+    ),
+    *(
+        f"numpy.{core}.{name}"
+        for core in ("core", "_core")
+        for name in ("multiarray._reconstruct", "numeric._frombuffer")
+    ),
+    "numpy.dtypes.",
+    "numpy.ma.MaskedArray",
+    "numpy.ma.core.MaskedArray",
+    "numpy.ma.core._mareconstruct",
+    *(
+        f"numpy.random.{module}."
+        for module in (
+            *("_generator", "_mt19937", "_pcg64", "_philox", "_pickle", "_sfc64"),
+            *("bit_generator", "mtrand"),
+        )
+    ),
+    "numpy.rec.recarray",
+    "numpy.rec.record",
+    "torch._C.Generator",
     "torch.per_tensor_affine",
     "torch.per_channel_affine",
+    "torch.nn.parameter.Buffer",
     "torch.nn.parameter.Parameter",
     "torch.nn.parameter.UninitializedParameter",
     "torch.Tensor",
     "torch.optim.",
     "torch.strided",
+    "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch._utils._rebuild_nested_tensor",
+    "torch._utils._rebuild_sparse_csr_tensor",
     "torch._utils._rebuild_sparse_tensor",
     "torch.storage.UntypedStorage",
     "lightning.",
@@ -691,10 +739,18 @@ INERT: Final = (
 )
 """Names that trainers leave in their files; a final dot stands for all of a package."""
 
+KNOWN: Final = frozenset(
+    (
+        *DICTIONARIES,
+        *TENSORS,
+        *PLAIN,
+        *INERT,
+        *NUMBER_TYPES,
+        *(f"torch.{name}" for name in STORAGE_TYPES),
+    )
+)
+PACKAGES: Final = tuple(name for name in INERT if name.endswith("."))
+
 
 def _is_harmless(name: str) -> bool:
-    if name in BUILDERS or name in INERT or name in NAMED_DTYPES:
-        return True
-    if name.removeprefix("torch.") in DTYPES:
-        return True
-    return any(name.startswith(prefix) for prefix in INERT if prefix.endswith("."))
+    return name in KNOWN or name.startswith(PACKAGES)

@@ -31,7 +31,7 @@ from typing import Any, Final, Literal, cast
 import torch
 from torch import Tensor
 
-from aether_spandrel.torch_pickle import Quantised
+from aether_spandrel.stored import Quantised
 from tests.support import golden_cases, hostile_files
 from tests.support.hostile_files import (
     KINDS,

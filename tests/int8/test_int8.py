@@ -14,7 +14,7 @@ import aether_spandrel
 from aether_converters import convert
 from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.network import float_weights, read_network
-from aether_spandrel.torch_pickle import Quantised
+from aether_spandrel.stored import Quantised
 from tests.support.published import draw
 from tests.support.reference import published
 from tests.support.tiny import tiny

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_spandrel import CheckpointError
-from aether_spandrel.torch_pickle import Quantised
+from aether_spandrel.stored import Quantised
 from tests.support.published import draw
 
 # Pickles

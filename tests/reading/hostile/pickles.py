@@ -371,7 +371,7 @@ def odd_instructions() -> Group:
     yield "FRAME of 2**64 - 1", beside(lambda: Raw(b"\x95" + b"\xff" * 8 + b"N"), SAME)
     yield "LONG_BINPUT of 2**32 - 1", beside(lambda: Raw(b"Nr\xff\xff\xff\xff"), SAME)
     yield "a number of 255 bytes", beside(lambda: number(2**2000), SAME)
-    yield "a number of 300 bytes", beside(lambda: number(2**2390))
+    yield "a number of 300 bytes", beside(lambda: number(2**2390), SAME)
     yield "a set, an array of bytes and frozen sets", beside(lambda: Raw(b"\x8f(K\1\x90"), SAME)
     for title, value in {
         "a list in itself": b"]q\0h\0a",

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from aether_spandrel.torch_pickle import Quantised
+from aether_spandrel.stored import Quantised
 from tests.reading.hostile.kinds import (
     OTHER,
     Group,
