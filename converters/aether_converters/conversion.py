@@ -30,7 +30,9 @@ from aether_converters.measuring.figures import ArtefactReport
 from aether_converters.measuring.verification import Reference, verify_artefact
 from aether_converters.reports.files import PAGE, refuse_other_report, write_report
 from aether_converters.reports.report import Report
+from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.opening import open_upscaler
+from aether_converters.runtimes.pytorch import activation_bytes
 from aether_converters.source import Source, read_source
 from aether_converters.tensorrt.backend import load_backend
 from aether_converters.tensorrt.build import BuildProgress, EngineOptions
@@ -160,6 +162,11 @@ def _refuse_in_advance(
         require("onnx")
         require("onnxruntime")
     refuse_other_shape(origin, wanted.shape)
+    if wanted.shape is not None:
+        batch, _, height, width = wanted.shape
+        needed = activation_bytes(origin.fused.config) * batch * height * width
+        size = "x".join(map(str, wanted.shape))
+        refuse_beyond_memory(f"checking a file for {size}", needed, "a smaller --shape")
 
 
 class _Workshop:

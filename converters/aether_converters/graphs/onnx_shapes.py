@@ -30,7 +30,7 @@ def activation_shapes(model: ModelProto, shape: Shape) -> Mapping[str, Shape]:
 
 
 def _activations(model: ModelProto, shape: Shape) -> list[ValueInfoProto]:
-    skeleton = _without_weights(model)
+    skeleton = without_weights(model)
     dims = image_input(skeleton).type.tensor_type.shape.dim
     for dim, size in zip(dims, shape, strict=True):
         dim.dim_value = size
@@ -83,7 +83,7 @@ def _named(size: int, *names: str) -> int | str:
     return size
 
 
-def _without_weights(model: ModelProto) -> ModelProto:
+def without_weights(model: ModelProto) -> ModelProto:
     """The graph and the few constants that shapes may depend on."""
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     skeleton.functions.extend(model.functions)

@@ -28,8 +28,9 @@ from torch import nn
 from aether_converters.errors import ModelError
 from aether_converters.graphs.macs import graph_macs, module_macs
 from aether_converters.measuring.verification import structured_image
+from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.opening import open_upscaler
-from aether_converters.runtimes.providers import ProviderOptions
+from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
 from aether_converters.runtimes.upscaler import PRECISIONS, Format, Image, Upscaler, format_of
 
 Size = tuple[int, int]
@@ -42,6 +43,7 @@ REST: Final = 0.01  # s; threads of the last file look for work for a while, on 
 PEAK_CHANNELS: Final = 256
 PEAK_SIDE: Final = 128  # px; the result just stays below what the C library maps anew each time
 PEAK_REPEATS: Final = 8
+IMAGE_BYTES: Final = 8  # a value of a picture, with the copy that the runtime makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Case:
         macs: Multiply-accumulates of a picture of (H, W) px; None where they cannot be counted.
         fixed_size: (H, W) in px of the only input that it accepts, or None.
         computed_by: What is said beside the name where it is not the CPU or PyTorch.
+        bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Case:
     macs: Callable[[Size], int | None] = field(repr=False)
     fixed_size: Size | None = None
     computed_by: str = ""
+    bytes_per_pixel: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +214,8 @@ def benchmark(
     """
     threads = threads or torch.get_num_threads()
     paths = [Path(path) for path in files]
+    if provider is not None and all(format_of(path) != "onnx" for path in paths):
+        refuse_provider(provider, paths[0])
     asked = device
     if device == "cpu" and any(format_of(path) == "trt" for path in paths):
         device = "cuda"
@@ -222,7 +228,7 @@ def benchmark(
             dtypes=dtypes,
             device=asked if format_of(path) == "onnx" else device,
             threads=threads,
-            provider=provider,
+            provider=provider if format_of(path) == "onnx" else None,
         )
     ]
     if dtypes is not None and not any(case.dtype in dtypes for case in cases):
@@ -266,6 +272,7 @@ def file_cases(
                 macs=_macs(upscaler),
                 fixed_size=upscaler.fixed_size,
                 computed_by=f", {computed_by}" if computed_by else "",
+                bytes_per_pixel=upscaler.bytes_per_pixel,
             )
         ]
     return [_torch_case(upscaler, dtype, device, opened) for dtype in dtypes or ("fp32",)]
@@ -307,6 +314,7 @@ def _torch_case(
         if dtype == "fp32"
         else lambda: torch_run(load(path).model, dtype, device),
         macs=_macs(upscaler),
+        bytes_per_pixel=upscaler.bytes_per_pixel,
     )
 
 
@@ -393,6 +401,11 @@ def measure(
         for size in sizes:
             if case.fixed_size not in (None, size):
                 _refuse_size(case, size)
+            if device == "cpu":
+                of_picture = IMAGE_BYTES * case.channels * (1 + case.scale**2)
+                needed = (case.bytes_per_pixel + of_picture) * size[0] * size[1]
+                what = f"{case.name} with {size_in_words(size)} px"
+                refuse_beyond_memory(what, needed, "a smaller --size")
     before = torch.get_num_threads()
     threads = threads or before
     measurements: list[Measurement] = []

@@ -31,6 +31,10 @@ TILES_CHANGE_IT: Final = (
     "the model weighs channels by the whole picture, which its tiles do not see: "
     "more --memory makes them fewer"
 )
+LOOKS_AT_ALL: Final = (
+    "the model looks at the whole picture, or may, with {}, and its tiles do not show it: "
+    "more --memory makes them fewer"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +138,15 @@ def _enlarge(
         picture=picture,
         tiles=tiles,
         seconds=work.seconds + time.perf_counter() - started,
-        notes=(TILES_CHANGE_IT,) if tiles > 1 and upscaler.global_context else (),
+        notes=_notes(upscaler) if tiles > 1 else (),
     )
+
+
+def _notes(upscaler: Upscaler) -> tuple[str, ...]:
+    """What tiles change."""
+    if upscaler.looks_at_all:
+        return (LOOKS_AT_ALL.format(", ".join(upscaler.looks_at_all)),)
+    return (TILES_CHANGE_IT,) if upscaler.global_context else ()
 
 
 def _write(work: _Work | PictureReport, *, quality: int, force: bool) -> PictureReport:

@@ -13,6 +13,7 @@ import numpy as np
 
 from aether_converters.errors import ModelError
 from aether_converters.pictures.images import Planes, from_float, to_float
+from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.upscaler import Image, Streamer, Upscaler
 
 MEMORY: Final = 2**30  # bytes of activations per tile, unless the caller says otherwise
@@ -87,6 +88,29 @@ def split_axis(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
     )
 
 
+def split_in_steps(length: int, tile: int, overlap: int, step: int) -> tuple[Span, ...]:
+    """As `split_axis`, with tiles that start at multiples of `step` px and end there or at the end.
+
+    >>> [(s.start, s.stop, s.keep_start, s.keep_stop) for s in split_in_steps(11, 7, 1, 2)]
+    [(0, 6, 0, 4), (2, 8, 4, 6), (4, 10, 6, 8), (6, 11, 8, 11)]
+
+    Raises:
+        ValueError: The tile is not larger than twice the overlap, both in whole steps.
+    """
+    if length <= tile or step == 1:
+        return split_axis(length, tile, overlap)
+    spans = split_axis(-(-length // step), max(tile // step, 1), -(-overlap // step))
+    return tuple(
+        Span(
+            start=step * span.start,
+            stop=min(step * span.stop, length),
+            keep_start=step * span.keep_start,
+            keep_stop=min(step * span.keep_stop, length),
+        )
+        for span in spans
+    )
+
+
 def plan_tiles(
     upscaler: Upscaler,
     height: int,
@@ -117,10 +141,15 @@ def plan_tiles(
         return _plan_columns(upscaler.streamer, height, width, margin, memory)
     if upscaler.fixed_size is not None:
         tile_height, tile_width = upscaler.fixed_size
+        needed = upscaler.bytes_per_pixel * tile_height * tile_width
+        if upscaler.format == "onnx":
+            what = f"{upscaler.path.name} takes {tile_height} x {tile_width} px at a time"
+            refuse_beyond_memory(what, needed, "an export for smaller pictures")
     elif tile is not None:
         tile_height = tile_width = tile
     else:
-        least = 2 * margin + max(margin, SMALLEST_CORE)
+        step = max(upscaler.steps)
+        least = 2 * margin + max(margin, SMALLEST_CORE) + 3 * (step - 1)
         area = max(memory // upscaler.bytes_per_pixel, least**2)
         tile_height = min(height, math.isqrt(area))
         tile_width = min(width, area // tile_height)
@@ -132,8 +161,8 @@ def plan_tiles(
         margin = min(margin, min(upscaler.fixed_size) // 4)
     try:
         return TilePlan(
-            rows=split_axis(height, tile_height, margin),
-            columns=split_axis(width, tile_width, margin),
+            rows=split_in_steps(height, tile_height, margin, upscaler.steps[0]),
+            columns=split_in_steps(width, tile_width, margin, upscaler.steps[1]),
             overlap=margin,
         )
     except ValueError as error:

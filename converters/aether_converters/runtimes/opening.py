@@ -7,7 +7,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
-from aether_converters.runtimes.providers import ProviderOptions
+from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
 from aether_converters.runtimes.pytorch import open_checkpoint
 from aether_converters.runtimes.upscaler import (
     Format,
@@ -44,6 +44,8 @@ def open_upscaler(
     """
     path = Path(path)
     chosen = format or format_of(path)
+    if chosen != "onnx" and provider is not None:
+        refuse_provider(provider, path)
     if chosen not in ("onnx", "trt"):
         return open_checkpoint(path, chosen, device, constants)
     if constants:

@@ -109,6 +109,17 @@ class ProviderOptions:
         return REQUIREMENTS[self.name].name, options
 
 
+def refuse_provider(given: ProviderOptions, path: Path) -> None:
+    """Raise ModelError if a provider was asked for, and a file is not run by onnxruntime."""
+    if given.name != "cpu":
+        raise ModelError(
+            "--provider is for ONNX files: PyTorch and TensorRT run where --device says",
+            file=path,
+            found=f"--provider {given.name}",
+            advice="try --device cuda, or convert the checkpoint to ONNX",
+        )
+
+
 def refuse_missing_provider(wanted: ProviderOptions, runtime: Any) -> None:
     """Raise ModelError if onnxruntime lacks a provider, or its driver does not answer.
 

@@ -73,7 +73,10 @@ class Upscaler:
         scale: Upscaling factor.
         receptive_radius: Input px in each direction that an output pixel can depend on.
         global_context: Whether it depends on the whole image beyond that, so that tiles change it.
+        looks_at_all: Names of what in it depends on the whole image, as far as they are known.
         fixed_size: (H, W) in px of the only input that it accepts, or None if any will do.
+        steps: (height, width) in px, of which tiles start at multiples and sizes are multiples.
+        takes: Whether it accepts a size (H, W) that is no multiple of `steps` as it is, too.
         bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
         details: Facts about the file for a report, such as opset and nodes.
         run: (N, C_in, H, W) float32 in [0, 1] to (N, C_out, scale * H, scale * W) float32, not
@@ -95,6 +98,9 @@ class Upscaler:
     run: Callable[[Image], Image] = field(repr=False)
     streamer: Streamer | None = None
     size_ranges: tuple[SizeRange, ...] = ()
+    looks_at_all: tuple[str, ...] = ()
+    steps: tuple[int, int] = (1, 1)
+    takes: Callable[[tuple[int, int]], bool] = field(default=lambda _: False, repr=False)
 
     def accepted_size(self, height: int, width: int) -> tuple[int, int] | None:
         """The smallest size (H, W) in px that it accepts and that holds (height, width), or None.
@@ -105,7 +111,7 @@ class Upscaler:
         if self.fixed_size is not None:
             ranges = (SizeRange(least=self.fixed_size, most=self.fixed_size),)
         elif not ranges:
-            return height, width
+            return self._in_steps(height, width)
         fitting = [
             (max(height, least_height), max(width, least_width))
             for (least_height, least_width), (most_height, most_width) in (
@@ -114,6 +120,12 @@ class Upscaler:
             if height <= most_height and width <= most_width
         ]
         return min(fitting, key=math.prod, default=None)
+
+    def _in_steps(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.steps
+        rounded = -(-height // rows) * rows, -(-width // columns) * columns
+        size = height, width
+        return size if rounded == size or self.takes(size) else rounded
 
 
 def format_of(path: Path) -> Format:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 from aether_converters.errors import EngineError
 from aether_converters.tensorrt.backend import BACKENDS, BackendName
 from aether_converters.tensorrt.build import HARDWARE, Binding, Profile, Shape, shape_in_words
+from aether_spandrel.opening import open_file, read_file
 
 KIND: Final = "aether-spandrel engine"
 VERSION: Final = 1
@@ -164,13 +168,13 @@ def read_sidecar(engine: Path, *, check: bool = True) -> Sidecar:
     """
     path = sidecar_path(engine)
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
+        content = read_file(path, most=LARGEST, kind=EngineError)
+    except EngineError as error:
         raise EngineError(
-            f"the JSON file of this engine cannot be read: {error.strerror or error}",
+            f"the JSON file of this engine cannot be read: {error.problem}",
             file=path,
             expected=f"beside {engine.name}, as aethernet convert --to trt leaves it",
+            found=error.found,
             advice="copy it together with the engine, or build the engine again",
         ) from error
     sidecar = parse_sidecar(content, path)
@@ -184,10 +188,11 @@ def check_engine(engine: Path, sidecar: Sidecar) -> None:
     digest = hashlib.sha256()
     size = 0
     try:
-        with engine.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-                size += len(block)
+        with open_file(engine, EngineError) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == sidecar.engine_bytes:  # what is not as long is another one, however long
+                while block := file.read(2**20):
+                    digest.update(block)
     except OSError as error:
         raise EngineError(
             f"the engine cannot be read: {error.strerror or error}",
@@ -216,7 +221,10 @@ def parse_sidecar(content: bytes, path: Path) -> Sidecar:
         EngineError: It is no such file, or a value is missing or of the wrong kind.
     """
     try:
-        values: object = json.loads(content[: LARGEST + 1]) if len(content) <= LARGEST else None
+        values: object = json.loads(
+            content[: LARGEST + 1] if len(content) <= LARGEST else b"",
+            object_pairs_hook=partial(_once, path),
+        )
     except (ValueError, RecursionError):
         values = None
     known = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
@@ -242,6 +250,20 @@ def parse_sidecar(content: bytes, path: Path) -> Sidecar:
                 advice="build the engine again with aethernet convert --to trt",
             ) from None
     return Sidecar(**read)
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys occur once each."""
+    counts = Counter(key for key, _ in pairs)
+    for key, count in counts.items():
+        if count > 1:
+            raise EngineError(
+                "a key of the engine's JSON file occurs twice",
+                file=path,
+                key=key[:100],
+                advice="build the engine again with aethernet convert --to trt",
+            )
+    return dict(pairs)
 
 
 class _UnfitError(ValueError):
