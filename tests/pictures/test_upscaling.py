@@ -17,16 +17,11 @@ from aether_converters import Upscaler, open_upscaler
 from aether_converters.errors import ImageError
 from aether_converters.measuring.verification import structured_image
 from aether_converters.pictures.batch import PictureReport, run_jobs
-from aether_converters.pictures.images import (
-    Picture,
-    Planes,
-    from_float,
-    read_picture,
-    to_float,
-    write_picture,
-)
 from aether_converters.pictures.jobs import Job, plan_jobs
+from aether_converters.pictures.picture import Picture, Planes, from_float, to_float
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.upscaling import TileOptions, upscale_picture
+from aether_converters.pictures.writing import write_picture
 from tests.support.tiny import tiny
 
 

@@ -12,18 +12,16 @@ from typing import Final, Literal
 
 from aether_converters.atomic import complete_or_nothing
 from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    Picture,
-    read_picture,
-    write_picture,
-)
 from aether_converters.pictures.jobs import Job
+from aether_converters.pictures.picture import Picture
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.upscaling import (
     OnPixels,
     TileOptions,
     planned_tiles,
     upscale_picture,
 )
+from aether_converters.pictures.writing import write_picture
 from aether_converters.runtimes.upscaler import Upscaler
 from aether_spandrel.errors import AetherError
 

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    SUFFIXES,
-    ImageFormat,
-    is_picture,
-)
+from aether_converters.pictures.formats import SUFFIXES, ImageFormat, is_picture
 
 ENDINGS: Final[dict[ImageFormat, str]] = {
     "png": ".png",

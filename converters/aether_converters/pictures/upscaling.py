@@ -9,11 +9,7 @@ from typing import Final
 import numpy as np
 
 from aether_converters.errors import ModelError
-from aether_converters.pictures.images import (
-    Picture,
-    Planes,
-    white,
-)
+from aether_converters.pictures.picture import Picture, Planes, white
 from aether_converters.pictures.tiling import MEMORY, TilePlan, plan_tiles, upscale_image
 from aether_converters.runtimes.upscaler import Image, Upscaler
 
