@@ -7,6 +7,7 @@ network is found by keys that every AetherNet has and nothing else, wherever a t
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from aether_spandrel.errors import CheckpointError
+from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
+from aether_spandrel.opening import open_file, read_file
 from aether_spandrel.revisions import ANCHORS
 from aether_spandrel.torch_file import TorchContent, read_legacy, read_zip
 from aether_spandrel.torch_pickle import MOST_TENSORS, Opaque, Quantised
@@ -377,15 +380,9 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> _File:
-    if not path.exists():
-        raise CheckpointError("there is no such file", advice="check the path")
-    if path.is_dir():
-        raise CheckpointError("this is a folder", advice="name the checkpoint file in it")
-    if not path.is_file():
-        raise CheckpointError("this is not a regular file", advice="name a checkpoint file")
-    with path.open("rb") as stream:
-        head = stream.read(16)
-    size = path.stat().st_size
+    with open_file(path, CheckpointError) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        head = stream.read(HEAD_BYTES)
     if head[:4] == b"PK\x03\x04":
         return _of_torch(read_zip(path))
     if _looks_like_safetensors(head, size):
@@ -395,13 +392,19 @@ def _read_file(path: Path) -> _File:
         return _of_torch(read_legacy(path))
     if path.suffix.lower() == ".json" and head.lstrip()[:1] == b"{":
         return _read_shards(path)
-    raise CheckpointError(
-        "this is not a checkpoint file" if size else "the file is empty",
+    raise _no_checkpoint(path, head)
+
+
+def _no_checkpoint(path: Path, head: bytes) -> CheckpointError:
+    kind = kind_of(head)
+    advice = "download or copy the file again, and check that it is the model itself"
+    if path.suffix.lower() == ".onnx":
+        advice = "this takes checkpoints: `aethernet upscale`, `bench` and `verify` run ONNX files"
+    return CheckpointError(
+        "this is not a checkpoint file" if head else "the file is empty",
         expected="a PyTorch .pth/.ckpt/.pt or a .safetensors file",
-        found=_guess_content(head),
-        advice="this takes checkpoints: `aethernet upscale`, `bench` and `verify` run ONNX files"
-        if path.suffix.lower() == ".onnx"
-        else "download or copy the file again, and check that it is the model itself",
+        found=describe_head(head),
+        advice=(kind and kind.advice) or advice,
     )
 
 
@@ -484,12 +487,9 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _read_shards(index: Path) -> _File:
     """The files that an index such as `model.safetensors.index.json` names, as one."""
-    if index.stat().st_size > HEADER_LIMIT:
-        raise CheckpointError(
-            "the index is larger than any network needs", advice="name the checkpoint file instead"
-        )
+    text = read_file(index, most=HEADER_LIMIT, kind=CheckpointError)
     try:
-        content = json.loads(index.read_text("utf-8"), object_pairs_hook=_distinct)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
         names = sorted(set(content["weight_map"].values()))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -595,20 +595,3 @@ def _listing(value: object, limit: int = 6) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def _guess_content(head: bytes) -> str:
-    known = (
-        (b"\x89PNG", "a PNG picture"),
-        (b"\xff\xd8\xff", "a JPEG picture"),
-        (b"<", "a text or web page"),
-        (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"7z\xbc\xaf", "a 7-Zip archive"),
-        (b"Rar!", "a RAR archive"),
-        (b"\x08", "perhaps an ONNX file"),
-    )
-    for start, name in known:
-        if head.lstrip().startswith(start) or start.startswith(head[: len(start)] or b"?"):
-            return name
-    return f"bytes {head[:8].hex(' ')}" if head else "nothing"

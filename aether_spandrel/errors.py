@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # `doctor` must run where it is missing
+
+Kind = TypeVar("Kind", bound="AetherError")
 
 
 class AetherError(Exception):
@@ -54,9 +56,15 @@ class AetherError(Exception):
 
     def in_file(self, file: Path) -> Self:
         """The same error with the name of the file that it concerns."""
-        return type(self)(
+        found = self.as_kind(type(self))
+        found.file = file
+        return found
+
+    def as_kind(self, kind: type[Kind]) -> Kind:
+        """The same error as one of another kind."""
+        return kind(
             self.problem,
-            file=file,
+            file=self.file,
             key=self.key,
             expected=self.expected,
             found=self.found,

@@ -214,7 +214,7 @@ def test_a_file_cut_anywhere_is_a_checkpoint_error(
         (b"", "nothing"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG picture"),
         (b"\xff\xd8\xff\xe0" + bytes(40), "a JPEG picture"),
-        (b"<!DOCTYPE html><html>Not found</html>", "a text or web page"),
+        (b"<!DOCTYPE html><html>Not found</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"\x1f\x8b\x08\x00" + bytes(40), "a gzip archive"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(40), "a 7-Zip archive"),
