@@ -5,17 +5,75 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from aether_converters.command_line.main import main
 from aether_converters.pictures.formats import is_picture
+from aether_converters.sample import MODEL
+
+NAMES = ("a.png", "a.JPG", "a.jpeg", "a.WebP", "a.tif", "a.tiff", "a.bmp", ".hidden.png")
+OTHER_NAMES = ("a.jfif", "a.JPE", "a.GIF", "a.avif", "a.tga", "a.ppm", "a.qoi", "a.heic", "a.psd")
 
 
-@pytest.mark.parametrize(
-    "name", ["a.png", "a.JPG", "a.jpeg", "a.WebP", "a.tif", "a.tiff", "a.bmp", ".hidden.png"]
-)
+@pytest.mark.parametrize("name", [*NAMES, *OTHER_NAMES])
 def test_pictures_are_told_by_suffix(name: str) -> None:
     assert is_picture(Path(name))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "png", "a.png.part", "a.gif", "._photo.jpg", ".png"])
+@pytest.mark.parametrize("name", ["a.txt", "png", "a.png.part", "._photo.jpg", ".png"])
 def test_other_names_are_no_pictures(name: str) -> None:
     assert not is_picture(Path("folder.png") / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix"),
+    [
+        ("jpg", ".jpg"),
+        ("JPEG", ".jpg"),
+        (".jpg", ".jpg"),
+        ("tif", ".tif"),
+        ("TIFF", ".tif"),
+        ("jfif", ".jpg"),
+        ("WebP", ".webp"),
+        ("png", ".png"),
+    ],
+)
+def test_a_format_is_understood_as_people_write_it(tmp_path: Path, text: str, suffix: str) -> None:
+    source = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(source)
+    out = tmp_path / "out"
+    assert main(["upscale", str(MODEL), str(source), "--format", text, "--out", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("text", ["gif", "heic", "pngg", ""])
+def test_a_format_that_is_not_written_is_refused(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["upscale", str(MODEL), str(tmp_path), "--format", text])
+    assert "png" in capsys.readouterr().err
+
+
+def test_each_picture_of_a_folder_is_enlarged_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = Image.new("RGB", (8, 8), "red")
+    for name, as_format in (
+        *(("a.png", "PNG"), ("b.jfif", "JPEG"), ("c.gif", "GIF"), ("d.tga", "TGA")),
+        *(("e.ppm", "PPM"), ("f.avif", "AVIF"), ("g.jpe", "JPEG")),
+    ):
+        image.save(folder / name, as_format)
+    for name in ("g.heic", "h.jxl", "i.psd"):
+        (folder / name).write_bytes(bytes(100))
+    (folder / "notes.txt").write_text("no picture")
+
+    assert main(["upscale", str(MODEL), str(folder), "--out", str(tmp_path / "out")]) == 1
+
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}.png" for name in "abcdefg"}
+    printed = "".join(capsys.readouterr())
+    assert all(name in printed for name in ("g.heic", "h.jxl", "i.psd"))
+    assert "notes.txt" not in printed

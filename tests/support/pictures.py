@@ -81,6 +81,35 @@ def png(width: int, height: int, depth: int, color_type: int, rows: bytes, *more
     )
 
 
+ADAM7 = (
+    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+    *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+)
+
+
+def png_of(
+    values: NDArray[Any],
+    depth: int,
+    color_type: int,
+    *more: bytes,
+    interlaced: bool = False,
+    cut: int = 0,
+) -> bytes:
+    """A PNG of (H, W, channels), interlaced or not, without the last `cut` bytes of its pixels."""
+    rows = b""
+    for top, left, down, right in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        for row in values[top::down, left::right]:
+            if row.size:
+                bits = "".join(f"{value:0{depth}b}" for value in row.ravel())
+                bits += "0" * (-len(bits) % 8)
+                rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    height, width = values.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
+    pixels = chunk(b"IDAT", zlib.compress(rows[: len(rows) - cut]))
+    parts = (chunk(b"IHDR", header), *more, pixels, chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def exif(orientation: int | None = None) -> Image.Exif:
     """EXIF with a camera, an exposure time, a place, and the size of the photograph."""
     block = Image.Exif()

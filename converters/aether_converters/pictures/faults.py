@@ -44,13 +44,6 @@ SIZE_FAULTS: Final[Faults] = (MemoryError, Image.DecompressionBombError)
 Troubles: TypeAlias = "tuple[tuple[Faults, str, str], ...]"
 
 READ_TROUBLES: Final[Troubles] = (
-    ((FileNotFoundError,), "there is no such file", "check the name and the folder"),
-    ((IsADirectoryError,), "this is a folder, not a picture", "name a picture inside it"),
-    (
-        (PermissionError,),
-        "this file may not be read",
-        "ask its owner for access, or copy it to a folder of your own",
-    ),
     (
         SIZE_FAULTS,
         "the picture is too large for this computer",

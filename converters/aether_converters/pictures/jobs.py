@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ImageError
-from aether_converters.pictures.formats import SUFFIXES, ImageFormat, is_picture
+from aether_converters.pictures.formats import SUFFIXES, ImageFormat, is_picture, renamed
 
 ENDINGS: Final[dict[ImageFormat, str]] = {
     "png": ".png",
@@ -50,17 +50,22 @@ def plan_jobs(
         ImageError: An input is missing, a folder holds no picture, or two pictures would get
             one name.
     """
-    if out is not None and len(inputs) == 1 and inputs[0].is_file() and is_picture(out):
+    if (
+        out is not None
+        and len(inputs) == 1
+        and inputs[0].is_file()
+        and out.suffix.lower() in SUFFIXES
+    ):
         return [Job(source=inputs[0], target=out, image_format=SUFFIXES[out.suffix.lower()])]
     ending = ENDINGS[image_format]
     jobs: dict[Path, Job] = {}
     for given in inputs:
         for source, relative in pictures_in(given, recursive=recursive):
             if out is not None:
-                target = out / relative.with_suffix(ending)
+                target = out / renamed(relative, ending)
             elif given.is_dir():
                 folder = given.resolve()
-                target = folder.with_name(f"{folder.name}_{scale}x") / relative.with_suffix(ending)
+                target = folder.with_name(f"{folder.name}_{scale}x") / renamed(relative, ending)
             else:
                 target = source.with_name(f"{source.stem}_{scale}x{ending}")
             if target in jobs:

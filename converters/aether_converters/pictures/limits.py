@@ -1,4 +1,4 @@
-"""How large a picture may be, before anything of it is decoded."""
+"""What a picture may cost to read, known before anything of it is decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from aether_converters.errors import ImageError
 
 MAX_PIXELS: Final = 2**29
 """Largest picture read, in px: 1.6 GB of 8-bit RGB. Beyond it, headers are damaged or hostile."""
+
+ALLOWANCE: Final = 2**27  # bytes, of pixels in any file: 44 million px of 8-bit RGB
+ALLOWANCE_PER_BYTE: Final = 128  # of the file: more than cameras and scanners compress
+
+MAX_SCANS: Final = 100  # of a JPEG, each of which is a pass over all pixels; sound ones have 14
 
 
 def check_size(width: int, height: int) -> None:
@@ -28,6 +33,32 @@ def check_size(width: int, height: int) -> None:
             expected=f"at most {MAX_PIXELS} px in all",
             found=f"{width} x {height} px",
             advice="cut it into parts and upscale them one by one",
+        )
+
+
+def decoding_budget(file_size: int) -> int:
+    """Bytes that decoding a file of `file_size` bytes may fill, or may have to go through."""
+    return ALLOWANCE + ALLOWANCE_PER_BYTE * file_size
+
+
+def check_cost(needed: int, file_size: int) -> None:
+    """Refuse a file that would swell out of proportion, before it is decoded.
+
+    Args:
+        needed: Bytes that its decoder fills, with what it keeps beside the pixels.
+        file_size: Bytes of the file.
+
+    Raises:
+        ImageError: More than `decoding_budget`.
+    """
+    budget = decoding_budget(file_size)
+    if needed > budget:
+        raise ImageError(
+            "the picture is far larger than its file lets expect",
+            expected=f"at most {budget} bytes of pixels in a file of {file_size} bytes",
+            found=f"{needed} bytes",
+            advice="if it is sound, cut it into parts in a picture editor, and upscale them "
+            "one by one",
         )
 
 

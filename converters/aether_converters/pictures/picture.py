@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aether_converters.errors import ImageError
+from aether_converters.pictures.metadata import Marks
 
 Samples: TypeAlias = NDArray[np.uint8 | np.uint16]
 """Pixels as files hold them, (H, W) or (H, W, S): 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
@@ -32,7 +33,7 @@ ORIENTATIONS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Picture:
+class Picture(Marks):
     """A still picture: pixels, and what has to survive the upscaling.
 
     Attributes:
@@ -40,16 +41,13 @@ class Picture:
         alpha: (H, W), of the dtype of `color`, white is opaque, not multiplied into `color`;
             None: no transparency.
         bits: Bits per channel that the file had, and that the next one is to have.
-        icc_profile: The embedded colour profile.
-        exif: EXIF block, from its b"Exif" and two zeros on. The orientation is applied to the
-            pixels and removed; preview, stored size and layout of the file are removed as well.
+        doubts: What is wrong with the pixels, in words; nothing if the file is sound.
     """
 
     color: Planes
     alpha: Planes | None = None
     bits: Literal[8, 16] = 8
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the shapes fit.
@@ -109,19 +107,18 @@ def from_float(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Planes:
     return np.rint(clipped, out=clipped).astype(dtype)
 
 
-def upright(
-    samples: Samples, orientation: int, profile: bytes | None, exif: bytes | None
-) -> Picture:
+def upright(samples: Samples, orientation: int, marks: Marks) -> Picture:
     """The picture as it is looked at; an `orientation` unknown to EXIF changes nothing."""
     swapped, row_step, column_step = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
     planes = np.moveaxis(np.atleast_3d(samples), -1, 0)  # (S, H, W)
     planes = np.swapaxes(planes, 1, 2) if swapped else planes
     values = planes[:, ::row_step, ::column_step]
     channels = 1 if len(values) < 3 else 3
+    if swapped and marks.resolution:
+        marks = replace(marks, resolution=marks.resolution[::-1])
     return Picture(
         color=values[:channels],
         alpha=values[channels] if len(values) > channels else None,
         bits=16 if samples.dtype == np.uint16 else 8,
-        icc_profile=profile or None,
-        exif=exif,
+        **vars(marks),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,14 +19,17 @@ from aether_converters.pictures.faults import (
     explained,
 )
 from aether_converters.pictures.formats import FORMATS, ImageFormat, Limits
+from aether_converters.pictures.jpeg import jpeg_segments
+from aether_converters.pictures.metadata import XMP_TAG, exif_with, keywords
 from aether_converters.pictures.picture import (
     ICC_SPACES,
     Picture,
     Samples,
     from_float,
     to_float,
+    white,
 )
-from aether_converters.pictures.png import write_png
+from aether_converters.pictures.png import changing_chunks, write_png
 from aether_converters.pictures.tiff import write_tiff
 
 PREDICTOR_TAG: Final = 317
@@ -54,6 +58,7 @@ def write_picture(
     """
     limits = FORMATS[image_format]
     try:
+        picture = _without_idle_alpha(picture, limits)
         _check_fits(picture, limits, quality)
         kept, notes = _kept(picture, limits)
         with WARNINGS_IGNORED:
@@ -62,7 +67,7 @@ def write_picture(
         raise error.in_file(file) from error
     except (*DECODER_FAULTS, *SIZE_FAULTS) as error:
         raise explained(error, WRITE_TROUBLES, file) from error
-    return notes
+    return (*picture.doubts, *picture.dropped, *notes)
 
 
 def _check_fits(picture: Picture, limits: Limits, quality: int) -> None:
@@ -86,6 +91,14 @@ def _check_fits(picture: Picture, limits: Limits, quality: int) -> None:
             found=f"{width} x {height} px",
             advice="use png or tiff",
         )
+
+
+def _without_idle_alpha(picture: Picture, limits: Limits) -> Picture:
+    """The picture without transparency that hides nothing, for formats that hold none."""
+    alpha = picture.alpha
+    if alpha is None or limits.alpha or alpha.min() < white(alpha.dtype):
+        return picture
+    return replace(picture, alpha=None)
 
 
 def _kept(picture: Picture, limits: Limits) -> tuple[Picture, tuple[str, ...]]:
@@ -124,9 +137,39 @@ def _kept(picture: Picture, limits: Limits) -> tuple[Picture, tuple[str, ...]]:
             f"{name} with {bits} bits per channel holds {limits.exif[bits]} bytes of EXIF, "
             f"and this picture has {exif_size}: left out",
         ),
+        *_lost_marks(picture, limits),
     )
     changes = {field: value for lost, field, value, _ in losses if lost}
-    return replace(picture, **changes), tuple(note for lost, *_, note in losses if lost)
+    return replace(picture, **changes), tuple(note for lost, *_, note in losses if lost and note)
+
+
+def _lost_marks(picture: Picture, limits: Limits) -> Iterator[tuple[bool, str, Any, str]]:
+    """What of a picture's captions and colours a format does not hold, as in `_kept`."""
+    name, held = limits.name, limits.texts
+    lost = [
+        text for text in picture.texts if held is not None and text[1].split(b"\0")[0] not in held
+    ]
+    kept = tuple(text for text in picture.texts if text not in lost)
+    yield (
+        bool(lost),
+        "texts",
+        kept,
+        f"{name} holds no texts such as those of a PNG ({keywords(lost)}): left out",
+    )
+    size = len(picture.xmp or b"")
+    yield (
+        size > limits.xmp,
+        "xmp",
+        None,
+        f"{name} holds {limits.xmp} bytes of XMP, and this picture has {size}: left out",
+    )
+    colors = ", ".join(changing_chunks(picture))
+    yield (
+        bool(picture.color_chunks) and not limits.color_chunks,
+        "color_chunks",
+        (),
+        f"{name} does not say how colours are meant by {colors}: left out" if colors else "",
+    )
 
 
 def _encode(picture: Picture, file: Path, image_format: ImageFormat, quality: int) -> None:
@@ -141,21 +184,33 @@ def _encode(picture: Picture, file: Path, image_format: ImageFormat, quality: in
     elif picture.bits == 16:
         write_tiff(samples, picture, file)
     else:
-        # Pillow can compress a TIFF or give it EXIF's nested directories, not both.
-        tiff: dict[str, Any] = {"compression": "tiff_adobe_deflate", "tiffinfo": {PREDICTOR_TAG: 2}}
-        options: dict[str, dict[str, Any]] = {
-            "jpeg": {"quality": quality, "subsampling": 0},
-            "webp": {"quality": quality, "lossless": quality == 100, "exact": True},
-            "tiff": {} if picture.exif else tiff,
-            "bmp": {},
-        }
-        metadata = {"icc_profile": picture.icc_profile, "exif": picture.exif}
+        options = _pillow_options(picture, image_format, quality)
         Image.fromarray(samples).save(
-            file,
-            image_format,
-            **options[image_format],
-            **{name: value for name, value in metadata.items() if value},
+            file, image_format, **{name: value for name, value in options.items() if value}
         )
+
+
+def _pillow_options(picture: Picture, image_format: ImageFormat, quality: int) -> dict[str, Any]:
+    """What Pillow has to be told, by format; what is empty says nothing."""
+    metadata = {"icc_profile": picture.icc_profile, "exif": picture.exif}
+    if image_format == "webp":
+        # WebP has no place for the resolution, except in EXIF.
+        exif = exif_with(picture.exif, picture.resolution)
+        lossless = {"quality": quality, "lossless": quality == 100, "exact": True}
+        return {**metadata, **lossless, "exif": exif, "xmp": picture.xmp}
+    if image_format == "jpeg":
+        coding = {"quality": quality, "subsampling": 0, "extra": jpeg_segments(picture)}
+        dpi = tuple(min(max(round(r), 1), 65535) for r in picture.resolution or ())
+        return {**metadata, **coding, "dpi": dpi}
+    if image_format == "bmp":
+        return {"dpi": picture.resolution}
+    # Pillow can compress a TIFF or give it EXIF's nested directories, not both.
+    if picture.exif:
+        exif = exif_with(picture.exif, picture.resolution, picture.xmp)
+        return {**metadata, "exif": exif}
+    info = {PREDICTOR_TAG: 2, **({XMP_TAG: picture.xmp} if picture.xmp else {})}
+    compressed = {"compression": "tiff_adobe_deflate", "tiffinfo": info}
+    return {**metadata, **compressed, "dpi": picture.resolution}
 
 
 def _to_samples(picture: Picture) -> Samples:
