@@ -81,12 +81,13 @@ def parse_jpeg(content: bytes) -> Jpeg:
     """The plan of a JPEG, read as decoders read it: what is between markers is passed over.
 
     Raises:
-        ImageError: It has no picture, or too many scans.
+        ValueError: It has no pixels.
+        ImageError: It has too many scans.
     """
     frame, header, restarts, end = 0, b"", 0, None
     scans: list[Scan] = []
     segments: list[tuple[int, bytes]] = []
-    for marker, start, stop in _markers(content):
+    for marker, start, stop, following in _markers(content):
         body = content[start:stop]
         if marker == END_OF_IMAGE:
             end = start - 2
@@ -95,8 +96,7 @@ def parse_jpeg(content: bytes) -> Jpeg:
         elif marker == RESTART_INTERVAL and len(body) >= 2:
             restarts = int.from_bytes(body[:2], "big")
         elif marker == START_OF_SCAN:
-            found = END_OF_SCAN.search(content, stop)
-            scans.append(Scan(body, stop, found.start() if found else len(content), restarts))
+            scans.append(Scan(body, stop, following, restarts))
         elif not scans:
             segments.append((marker, body))
         if len(scans) > MAX_SCANS:
@@ -106,9 +106,7 @@ def parse_jpeg(content: bytes) -> Jpeg:
                 advice="if it is sound, open it in a picture editor and save it again",
             )
     if len(header) < 6 or not scans:
-        raise ImageError(
-            "the picture cannot be decoded", found="a JPEG without pixels", advice="copy it again"
-        )
+        raise ValueError("a JPEG without pixels")
     return Jpeg(
         frame=frame,
         bits=header[0],
@@ -121,25 +119,26 @@ def parse_jpeg(content: bytes) -> Jpeg:
     )
 
 
-def _markers(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Each marker, and where its content starts and ends, up to the end of the first picture."""
+def _markers(content: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Each marker, where its content starts and ends, and where coded data behind it ends.
+
+    They end with the first picture's end marker; previews behind it are none of ours.
+    """
     place = 2
     while found := MARKER.search(content, place):
         marker, place = found[1][0], found.end()
         if marker in ALONE:
             continue
         if marker == END_OF_IMAGE:
-            yield marker, place, place
+            yield marker, place, place, place
             return
         length = int.from_bytes(content[place : place + 2], "big")
-        stop = place + max(length, 2)
-        yield marker, place + 2, stop
+        start, stop = place + 2, place + max(length, 2)
         place = stop
         if marker == START_OF_SCAN:
             following = END_OF_SCAN.search(content, stop)
-            if following is None:
-                return
-            place = following.start()
+            place = following.start() if following else len(content)
+        yield marker, start, stop, place
 
 
 def check_jpeg(jpeg: Jpeg, file_size: int) -> None:

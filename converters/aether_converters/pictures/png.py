@@ -138,15 +138,11 @@ def _header(pieces: Sequence[_Piece]) -> _Header:
 
     Raises:
         struct.error: It is too short or too long.
-        ImageError: It is no header.
+        ValueError: It is no header.
     """
     width, height, depth, color_type, *_, interlaced = struct.unpack(">IIBBBBB", pieces[0].content)
     if pieces[0].kind != b"IHDR" or color_type not in CHANNELS:
-        raise ImageError(
-            "the picture cannot be decoded",
-            found="a PNG without a sound header",
-            advice="copy or download it again",
-        )
+        raise ValueError("a PNG without a sound header")
     return _Header(
         width=width,
         height=height,

@@ -48,7 +48,7 @@ MAX_SAMPLES: Final = 16  # per pixel: colours, alpha, and masks that an editor s
 
 BLOCK_SLACK: Final = 2  # times; blocks at the edge can be larger than what is seen of them
 BLOCK_ALLOWANCE: Final = 2**16  # px
-STORED_TWICE: Final = 32  # bytes of pixels that go through a decoder in the time of a packed one
+COST_OF_PACKED: Final = 32  # bytes of pixels that go through a decoder in the time of a packed one
 
 NOT_KEPT: Final = {33723: "IPTC captions", 34377: "Photoshop's layers and settings"}
 """Tags that say something, and are not written again."""
@@ -66,7 +66,7 @@ def decode_tiff(stream: BinaryIO) -> Picture:
         raise ImageError("the file is cut off: it has no page", advice="copy or download it again")
     check_single(len(pages), "pages")
     page, file_size = pages[0], tiff.filehandle.size
-    _check_tiff(page, file_size)
+    _check_tiff(page)
     _check_blocks(page, file_size)
     _check_codec(page, stream, file_size)
     samples, profile = _tiff_samples(page)
@@ -82,7 +82,7 @@ def decode_tiff(stream: BinaryIO) -> Picture:
     return upright(samples, orientation, marks)
 
 
-def _check_tiff(page: tifffile.TiffPage, file_size: int) -> None:
+def _check_tiff(page: tifffile.TiffPage) -> None:
     """Refuse what cannot be decoded safely or faithfully, before it is decoded.
 
     Raises:
@@ -91,10 +91,6 @@ def _check_tiff(page: tifffile.TiffPage, file_size: int) -> None:
     check_size(page.imagewidth, page.imagelength)
     if page.is_tiled:
         check_size(page.tilewidth, page.tilelength)
-    decoded = (
-        math.prod(page.chunked) * math.prod(page.chunks) * (1 if page.bitspersample <= 8 else 2)
-    )
-    check_cost(decoded, file_size)
     if page.sampleformat != SAMPLEFORMAT.UINT or page.bitspersample > 16:
         raise ImageError(
             "the pixels of this TIFF are no numbers from black to white",
@@ -127,7 +123,11 @@ def _check_blocks(page: tifffile.TiffPage, file_size: int) -> None:
             found=f"{stored} blocks",
             advice="copy or download it again",
         )
-    check_cost(STORED_TWICE * sum(page.databytecounts), file_size)
+    decoded = (
+        math.prod(page.chunked) * math.prod(page.chunks) * (1 if page.bitspersample <= 8 else 2)
+    )
+    check_cost(decoded, file_size)
+    check_cost(COST_OF_PACKED * sum(page.databytecounts), file_size)
     if max(map(operator.add, page.dataoffsets, page.databytecounts), default=0) > file_size:
         raise ImageError(
             "the file is cut off: its pixels go on beyond its end",
