@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from aether_converters.command_line.main import main
+from aether_converters.errors import ImageError
 from aether_converters.pictures.formats import is_picture
+from aether_converters.pictures.jobs import plan_jobs
+from aether_converters.pictures.reading import read_picture
 from aether_converters.sample import MODEL
 
 NAMES = ("a.png", "a.JPG", "a.jpeg", "a.WebP", "a.tif", "a.tiff", "a.bmp", ".hidden.png")
@@ -77,3 +82,28 @@ def test_each_picture_of_a_folder_is_enlarged_or_named(
     printed = "".join(capsys.readouterr())
     assert all(name in printed for name in ("g.heic", "h.jxl", "i.psd"))
     assert "notes.txt" not in printed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions as Unix has them")
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "in" / "locked"
+    locked.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    scan, access = os.scandir, os.access
+
+    def refuse(folder: str) -> Any:
+        if Path(folder) == locked:  # as for everybody but the administrator, who may run this
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    def may_read(path: Path, mode: int) -> bool:
+        return path != locked and access(path, mode)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "access", may_read)
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", 2, recursive=True)
+    assert [job.source for job in jobs] == [tmp_path / "in" / "a.png", locked]
+    with pytest.raises(ImageError, match="this folder may not be read"):
+        read_picture(locked)

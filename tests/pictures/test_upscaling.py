@@ -170,7 +170,7 @@ def test_a_folder_without_pictures_is_named(tmp_path: Path):
         plan_jobs([tmp_path], None, 2)
     assert str(caught.value) == (
         f"{tmp_path}: there is no picture in this folder\n"
-        "  expected  .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp\n"
+        "  expected  PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, TGA, PNM, QOI\n"
         "  next      name another folder, or enter its folders with --recursive"
     )
 

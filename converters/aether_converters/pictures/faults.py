@@ -105,3 +105,12 @@ def explained(error: Exception, troubles: Troubles, file: Path) -> ImageError:
     problem, advice = next(words for faults, *words in troubles if issubclass(fault, faults))
     found = str(error) or type(error).__name__
     return ImageError(problem, file=file, found=found, advice=advice)
+
+
+def unreadable_folder(folder: Path) -> ImageError:
+    """The error for a folder whose pictures cannot be known."""
+    return ImageError(
+        "this folder may not be read",
+        file=folder,
+        advice="ask its owner for access, or name the pictures that you may read",
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ImageError
-from aether_converters.pictures.formats import SUFFIXES, ImageFormat, is_picture, renamed
+from aether_converters.pictures.faults import unreadable_folder
+from aether_converters.pictures.formats import READABLE, SUFFIXES, ImageFormat, is_picture, renamed
 
 ENDINGS: Final[dict[ImageFormat, str]] = {
     "png": ".png",
@@ -84,17 +86,23 @@ def pictures_in(given: Path, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
     if not given.is_dir():
         yield given, Path(given.name)
         return
-    found = sorted(
-        path
-        for path in (given.rglob("*") if recursive else given.iterdir())
-        if path.is_file() and is_picture(path) and not path.name.startswith(".")
-    )
+    found: list[Path] = []
+    locked: list[OSError] = []
+    for folder, folders, files in os.walk(given, onerror=locked.append):
+        paths = (Path(folder, name) for name in files if not name.startswith("."))
+        found += (path for path in paths if is_picture(path) and path.is_file())
+        if not recursive:
+            folders.clear()
+    # Folders that may not be read fail as pictures do.
+    found += (Path(error.filename) for error in locked)
+    if given in found:
+        raise unreadable_folder(given)
     if not found:
         raise ImageError(
             "there is no picture in this folder",
             file=given,
-            expected=", ".join(SUFFIXES),
+            expected=", ".join(READABLE),
             advice="name another folder, or enter its folders with --recursive",
         )
-    for path in found:
+    for path in sorted(found):
         yield path, path.relative_to(given)

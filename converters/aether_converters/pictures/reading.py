@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from aether_converters.pictures.faults import (
     SIZE_FAULTS,
     WARNINGS_IGNORED,
     explained,
+    unreadable_folder,
 )
 from aether_converters.pictures.formats import READABLE
 from aether_converters.pictures.jpeg import (
@@ -74,6 +76,8 @@ def read_picture(path: Path, *, strict: bool = False) -> Picture:
             than `decoding_budget`, several frames or pages, or samples other than unsigned
             integers of up to 16 bits.
     """
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise unreadable_folder(path)
     try:
         with open_file(path, ImageError) as stream, WARNINGS_IGNORED:
             picture = _decode(stream, path.suffix.lower())
