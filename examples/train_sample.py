@@ -38,7 +38,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import aether_spandrel
 from aether_converters.atomic import complete_or_nothing
-from aether_converters.pictures.images import from_float, is_picture, read_picture, to_float
+from aether_converters.pictures.formats import is_picture
+from aether_converters.pictures.picture import from_float, to_float
+from aether_converters.pictures.reading import read_picture
 from aether_core import (
     AetherNet,
     aether,

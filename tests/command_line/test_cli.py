@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from aether_converters.command_line.main import main
-from aether_converters.pictures.images import Picture, read_picture, to_float
+from aether_converters.pictures.picture import Picture, to_float
+from aether_converters.pictures.reading import read_picture
 from tests.support.tiny import tiny
 
 

@@ -40,3 +40,23 @@ def test_hidden_files_are_left_out_and_the_rest_is_in_order(folder: Path):
 def test_a_pattern_without_files_is_named_in_the_error(capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", "*.ckpt"]) == 1
     assert "*.ckpt: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["photos [2024]", "a[b]c", "[x", "[1]/[2]", "what*ever", "plain"])
+@pytest.mark.parametrize("pattern", ["*.pth", "[ab].pth", "?.pth"])
+def test_a_pattern_below_a_folder_with_brackets_finds_its_files(
+    tmp_path: Path, place: str, pattern: str
+):
+    inside = tmp_path / place
+    inside.mkdir(parents=True)
+    for name in ("a.pth", "b.pth"):
+        (inside / name).touch()
+    assert matching(inside / pattern) == [inside / "a.pth", inside / "b.pth"]
+
+
+def test_a_pattern_in_the_middle_of_a_path_enters_folders_with_brackets(tmp_path: Path):
+    for name in ("set1", "set2"):
+        (tmp_path / name / "[raw]").mkdir(parents=True)
+        (tmp_path / name / "[raw]" / "a.pth").touch()
+    found = matching(tmp_path / "set*" / "[raw]" / "*.pth")
+    assert found == [tmp_path / name / "[raw]" / "a.pth" for name in ("set1", "set2")]

@@ -19,7 +19,7 @@ from torch import Tensor
 from aether_converters.command_line.main import main
 from aether_converters.errors import ModelError
 from aether_converters.measuring.benchmark import extra_memory
-from aether_converters.pictures.images import read_picture
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.tiling import plan_tiles, upscale_image
 from aether_converters.runtimes.opening import open_upscaler
 from aether_core import AetherNet

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aether_converters import errors as converter_errors
-from aether_converters.pictures.images import READ_TROUBLES, WRITE_TROUBLES
+from aether_converters.pictures.faults import READ_TROUBLES, WRITE_TROUBLES
 from aether_converters.tensorrt.build import FAILURES
 from aether_spandrel import errors
 from aether_spandrel.errors import AetherError
@@ -37,7 +37,7 @@ OF_THE_NETWORK = {"ValueError"}
 """`aether_core` has no errors of its own, since it needs torch alone."""
 
 TABLES = {
-    "images.py": [problem for _, problem, _ in (*READ_TROUBLES, *WRITE_TROUBLES)],
+    "faults.py": [problem for _, problem, _ in (*READ_TROUBLES, *WRITE_TROUBLES)],
     "build.py": [problem for _, problem, _ in FAILURES],
 }
 """Where a message is a variable, the table that it comes from."""

@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    MAX_PIXELS,
-    ImageFormat,
-    Picture,
-    is_picture,
-    read_picture,
-    to_float,
-    write_picture,
+from aether_converters.pictures.formats import ImageFormat
+from aether_converters.pictures.reading import read_picture
+from aether_converters.pictures.writing import write_picture
 from tests.support.pictures import (
-    HEIGHT,
-    WIDTH,
-    LOSSLESS,
-    EXIF_FORMATS,
-    RGB_PROFILE,
-    GREY_PROFILE,
     DECODE_ADVICE,
-    noise,
-    unit,
-    picture,
-    samples,
-    same_pixels,
-    chunk,
-    png,
-    exif,
-    exif_tags,
-    cmyk_profile,
-    read_error,
-    write_error,
-    declare,
+    GREY_PROFILE,
     SEEDS,
+    chunk,
+    declare,
+    noise,
+    picture,
+    png,
+    read_error,
+    same_pixels,
 )
 
 

@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import struct
-import warnings
-import zlib
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    MAX_PIXELS,
-    ImageFormat,
-    Picture,
-    is_picture,
-    read_picture,
-    to_float,
-    write_picture,
+from aether_converters.pictures.reading import read_picture
+from aether_converters.pictures.writing import write_picture
 from tests.support.pictures import (
     HEIGHT,
-    WIDTH,
-    LOSSLESS,
-    EXIF_FORMATS,
     RGB_PROFILE,
-    GREY_PROFILE,
-    DECODE_ADVICE,
-    noise,
-    unit,
-    picture,
-    samples,
-    same_pixels,
+    WIDTH,
     chunk,
-    png,
-    exif,
-    exif_tags,
     cmyk_profile,
+    noise,
+    picture,
+    png,
+    png_of,
     read_error,
+    same_pixels,
+    samples,
     write_error,
-    declare,
-    SEEDS,
 )
 
 
@@ -312,17 +289,13 @@ def test_preview_behind_a_phones_jpeg_does_not_count(tmp_path: Path) -> None:
 
 def test_missing_file_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    assert read_error(path) == (
-        f"{path}: there is no such file\n"
-        f"  found     [Errno 2] No such file or directory: {str(path)!r}\n"
-        "  next      check the name and the folder"
-    )
+    assert read_error(path) == (f"{path}: there is no such file\n  next      check the path")
 
 
 def test_folder_is_explained(tmp_path: Path) -> None:
     lines = read_error(tmp_path).splitlines()
-    assert lines[0] == f"{tmp_path}: this is a folder, not a picture"
-    assert lines[-1] == "  next      name a picture inside it"
+    assert lines[0] == f"{tmp_path}: this is a folder"
+    assert lines[-1] == "  next      name the file in it"
 
 
 @pytest.mark.skipif(
@@ -332,11 +305,7 @@ def test_lack_of_permission_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     write_picture(picture(), path, "png")
     path.chmod(0)
-    assert read_error(path) == (
-        f"{path}: this file may not be read\n"
-        f"  found     [Errno 13] Permission denied: {str(path)!r}\n"
-        "  next      ask its owner for access, or copy it to a folder of your own"
-    )
+    assert read_error(path).startswith(f"{path}: the file cannot be read: Permission denied")
     assert write_error(picture(), path, "png") == (
         f"{path}: this file may not be written\n"
         f"  found     [Errno 13] Permission denied: {str(path)!r}\n"
@@ -348,10 +317,9 @@ def test_lack_of_permission_is_explained(tmp_path: Path) -> None:
     ("content", "found"),
     [
         (b"", "an empty file"),
-        (b"hello", "another kind of file"),
-        (b"GIF89a" + bytes(50), "another kind of file"),
-        (b"RIFF\0\0\0\0WAVEfmt ", "another kind of file"),
-        (b"\0\0\0\x1cftypavif" + bytes(40), "another kind of file"),
+        (b"hello", "a text"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "bytes 52 49 46 46 00 00 00 00"),
+        (b"%PDF-1.7\n", "a PDF document"),
     ],
 )
 def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
@@ -359,7 +327,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, found: st
     path.write_bytes(content)
     assert read_error(path) == (
         f"{path}: this is not a picture that can be read\n"
-        "  expected  PNG, JPEG, WebP, TIFF or BMP\n"
+        "  expected  PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, TGA, PNM, QOI\n"
         f"  found     {found}\n"
         "  next      open it in a picture editor and save it as PNG"
     )
@@ -418,3 +386,107 @@ def test_tiff_of_a_rare_kind_is_refused(tmp_path: Path) -> None:
         "  found     CFA, 1 channels\n"
         "  next      open it in a picture editor and save it as RGB"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "step"),
+    [
+        (b"<!DOCTYPE html><html>not found</html>", "a web page", "download the file itself"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC picture", "save it as PNG"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "a Git LFS pointer, not the file itself",
+            "git lfs pull",
+        ),
+        (b"\xff\x0a" + bytes(40), "a JPEG XL picture", "save it as PNG"),
+    ],
+)
+def test_what_is_named_a_jpeg_and_is_none_is_told(
+    tmp_path: Path, content: bytes, found: str, step: str
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    error = read_error(path)
+    assert f"  found     {found}\n" in error
+    assert step in error.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes with names")
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    link = tmp_path / "b.jpg"
+    link.symlink_to("/dev/zero")
+    for path in (pipe, link, Path("/dev/zero"), Path("/dev/tty")):
+        assert "this is not a regular file" in read_error(path) or path == Path("/dev/tty")
+
+
+PILLOW_FORMATS = ("gif", "avif", "tga", "ppm", "pgm", "pbm", "qoi", "jfif", "jpe")
+
+
+@pytest.mark.parametrize("suffix", PILLOW_FORMATS)
+def test_formats_that_are_read_alone_show_what_pillow_shows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    mode = {"pgm": "L", "pbm": "1", "gif": "P"}.get(suffix, "RGB")
+    source = Image.fromarray(noise(HEIGHT, WIDTH, 3)).convert(mode)
+    if suffix == "qoi":
+        path.write_bytes(imagecodecs.qoi_encode(np.asarray(source)))
+    else:
+        source.save(path, {"jfif": "JPEG", "jpe": "JPEG"}.get(suffix))
+    found = read_picture(path)
+    shown = Image.open(path).convert("L" if mode in ("L", "1") else "RGB")
+    assert same_pixels(found, np.asarray(shown))
+
+
+def test_16_bit_grey_of_a_pnm_keeps_its_bits(tmp_path: Path) -> None:
+    values = noise(HEIGHT, WIDTH, bits=16)
+    header = f"P5 {WIDTH} {HEIGHT} 65535\n".encode()
+    (tmp_path / "a.pgm").write_bytes(header + values.astype(">u2").tobytes())
+    assert same_pixels(read_picture(tmp_path / "a.pgm"), values)
+
+
+def test_transparency_of_a_gif_becomes_alpha(tmp_path: Path) -> None:
+    source = Image.fromarray(noise(HEIGHT, WIDTH, 3)).quantize(16)
+    source.save(tmp_path / "a.gif", transparency=3)
+    found = read_picture(tmp_path / "a.gif")
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha == 0, np.asarray(source) == 3)
+
+
+def test_a_grey_jpeg_or_webp_with_alpha_is_read_as_it_is(tmp_path: Path) -> None:
+    values = noise(HEIGHT, WIDTH, 2)
+    Image.fromarray(values, "LA").save(tmp_path / "a.tga")
+    assert same_pixels(read_picture(tmp_path / "a.tga"), values)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("color_type", [0, 2, 3, 4, 6])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 9), (13, 17)])
+def test_an_interlaced_png_has_the_pixels_of_a_plain_one_and_prints_nothing(
+    tmp_path: Path,
+    depth: int,
+    color_type: int,
+    size: tuple[int, int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if (depth == 16 and color_type == 3) or (depth < 8 and color_type not in (0, 3)):
+        pytest.skip("PNG has no such pixels")
+    height, width = size
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    values = np.random.default_rng(0).integers(0, 2**depth, (height, width, channels))
+    more = [chunk(b"PLTE", (bytes(range(256)) * 3)[: 3 * 2**depth])] if color_type == 3 else []
+    plain, interlaced = (
+        png_of(values, depth, color_type, *more, interlaced=each) for each in (False, True)
+    )
+    (tmp_path / "a.png").write_bytes(plain)
+    (tmp_path / "b.png").write_bytes(interlaced)
+    first, second = read_picture(tmp_path / "a.png"), read_picture(tmp_path / "b.png")
+    assert first.bits == second.bits
+    assert np.array_equal(samples(first), samples(second))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_interlaced_png_without_its_last_passes_is_refused(tmp_path: Path) -> None:
+    content = png_of(noise(9, 9, 3), 8, 2, interlaced=True, cut=20)
+    (tmp_path / "a.png").write_bytes(content)
+    assert "some of its pixels are missing" in read_error(tmp_path / "a.png")

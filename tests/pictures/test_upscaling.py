@@ -17,16 +17,11 @@ from aether_converters import Upscaler, open_upscaler
 from aether_converters.errors import ImageError
 from aether_converters.measuring.verification import structured_image
 from aether_converters.pictures.batch import PictureReport, run_jobs
-from aether_converters.pictures.images import (
-    Picture,
-    Planes,
-    from_float,
-    read_picture,
-    to_float,
-    write_picture,
-)
 from aether_converters.pictures.jobs import Job, plan_jobs
+from aether_converters.pictures.picture import Picture, Planes, from_float, to_float
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.upscaling import TileOptions, upscale_picture
+from aether_converters.pictures.writing import write_picture
 from tests.support.tiny import tiny
 
 
@@ -175,7 +170,7 @@ def test_a_folder_without_pictures_is_named(tmp_path: Path):
         plan_jobs([tmp_path], None, 2)
     assert str(caught.value) == (
         f"{tmp_path}: there is no picture in this folder\n"
-        "  expected  .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp\n"
+        "  expected  PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, TGA, PNM, QOI\n"
         "  next      name another folder, or enter its folders with --recursive"
     )
 

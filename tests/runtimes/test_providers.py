@@ -14,7 +14,7 @@ from aether_converters import convert, open_upscaler
 from aether_converters.command_line.main import main
 from aether_converters.errors import ModelError
 from aether_converters.measuring.benchmark import benchmark
-from aether_converters.pictures.images import read_picture
+from aether_converters.pictures.reading import read_picture
 from aether_converters.runtimes.providers import (
     PROVIDERS,
     RECORD_ASSIGNMENT,

@@ -28,7 +28,7 @@ from aether_converters.int8.planning import Int8Options
 from aether_converters.measuring.benchmark import benchmark
 from aether_converters.measuring.verification import structured_image
 from aether_converters.pictures.comparison import comparison_images
-from aether_converters.pictures.images import read_picture
+from aether_converters.pictures.reading import read_picture
 from aether_converters.runtimes.providers import REQUIREMENTS, ProviderName, ProviderOptions
 from aether_converters.runtimes.upscaler import Image as Pixels
 from aether_converters.tensorrt.backend import (

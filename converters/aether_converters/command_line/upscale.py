@@ -23,6 +23,7 @@ from aether_converters.command_line.terminal import (
     tell,
 )
 from aether_converters.command_line.wildcards import Files
+from aether_converters.pictures.formats import format_named
 
 if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
@@ -65,6 +66,7 @@ def add_upscale(commands: Any) -> None:
     )
     upscale.add_argument(
         "--format",
+        type=format_named,
         choices=IMAGE_FORMATS,
         default="png",
         help="of the enlarged pictures (default: png)",
@@ -91,6 +93,9 @@ def add_upscale(commands: Any) -> None:
     )
     upscale.add_argument("--recursive", action="store_true", help="enter folders within folders")
     upscale.add_argument("--force", action="store_true", help="replace pictures that exist")
+    upscale.add_argument(
+        "--strict", action="store_true", help="refuse damaged pictures that could be read"
+    )
     checkpoint_options(upscale)
 
 
@@ -156,6 +161,7 @@ def run(options: argparse.Namespace) -> int:
                 tiles,
                 quality=options.quality,
                 force=options.force,
+                strict=options.strict,
                 on_picture=on_picture,
                 on_pixels=on_pixels,
             )

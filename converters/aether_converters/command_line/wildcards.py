@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,4 +30,16 @@ def matching(path: Path) -> list[Path]:
     """The files that a pattern means, in order; the path itself if it is one, or if none match."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207
+    found = [Path(path.anchor)]
+    for part in path.parts[1 if path.anchor else 0 :]:
+        found = [following for folder in found for following in _named(folder, part)]
+    return sorted(found) or [path]
+
+
+def _named(folder: Path, part: str) -> list[Path]:
+    """What a part of a path means within a folder: what is called so, or what matches it."""
+    path = folder / part
+    if path.exists() or not glob.has_magic(part):
+        return [path] if path.exists() else []
+    inside = os.path.join(glob.escape(str(folder)), part)  # noqa: PTH118
+    return [Path(name) for name in glob.glob(inside)]  # noqa: PTH207

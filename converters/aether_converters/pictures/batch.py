@@ -7,23 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 from aether_converters.atomic import complete_or_nothing
 from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    Picture,
-    read_picture,
-    write_picture,
-)
 from aether_converters.pictures.jobs import Job
+from aether_converters.pictures.picture import Picture
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.upscaling import (
     OnPixels,
     TileOptions,
     planned_tiles,
     upscale_picture,
 )
+from aether_converters.pictures.writing import write_picture
 from aether_converters.runtimes.upscaler import Upscaler
 from aether_spandrel.errors import AetherError
 
@@ -71,20 +70,26 @@ def run_jobs(
     *,
     quality: int = 95,
     force: bool = False,
+    strict: bool = False,
     on_picture: Callable[[Job], None] = lambda _: None,
     on_pixels: OnPixels = lambda _done, _all: None,
 ) -> Iterator[PictureReport]:
     """Upscale picture files, and report each in turn; what is wrong with one is not raised.
 
-    While one is computed, the next is read and the one before is written.
+    While one is computed, the next is read and the one before is written. With `strict`, damaged
+    pictures that could be read fail.
     """
     jobs = list(jobs)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading = deque(reader.submit(_read, job, force=force) for job in jobs[:1])
+        read = partial(reader.submit, partial(_read, force=force, strict=strict))
+        reading = deque(map(read, jobs[:1]))
         writing: deque[Future[PictureReport]] = deque()
         for index, job in enumerate(jobs):
             work = reading.popleft().result()
-            reading.extend(reader.submit(_read, job, force=force) for job in jobs[index + 1 :][:1])
+            reading.extend(
+                reader.submit(_read, job, force=force, strict=strict)
+                for job in jobs[index + 1 :][:1]
+            )
             on_picture(job)
             if isinstance(work, _Work):
                 work = _enlarge(work, upscaler, options, on_pixels)
@@ -106,7 +111,7 @@ class _Work:
     notes: tuple[str, ...] = ()
 
 
-def _read(job: Job, *, force: bool) -> _Work | PictureReport:
+def _read(job: Job, *, force: bool, strict: bool) -> _Work | PictureReport:
     if job.target.exists() and not force:
         note = "exists already; replace it with --force"
         return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))
@@ -118,7 +123,7 @@ def _read(job: Job, *, force: bool) -> _Work | PictureReport:
                 file=job.source,
                 advice="choose another folder with --out",
             )
-        picture = read_picture(job.source)
+        picture = read_picture(job.source, strict=strict)
     except AetherError as error:
         return _failed(job, error)
     return _Work(job=job, picture=picture, seconds=time.perf_counter() - started)

@@ -11,12 +11,10 @@ from typing import Final
 import numpy as np
 
 from aether_converters.errors import ImageError
-from aether_converters.pictures.images import (
-    is_picture,
-    read_picture,
-    to_float,
-)
+from aether_converters.pictures.formats import is_picture
 from aether_converters.pictures.jobs import pictures_in
+from aether_converters.pictures.picture import to_float
+from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.upscaling import model_input
 from aether_converters.runtimes.upscaler import Image
 

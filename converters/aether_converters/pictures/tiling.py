@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from aether_converters.errors import ModelError
-from aether_converters.pictures.images import Planes, from_float, to_float
+from aether_converters.pictures.picture import Planes, from_float, to_float
 from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.upscaler import Image, Streamer, Upscaler
 

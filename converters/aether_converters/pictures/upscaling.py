@@ -9,12 +9,10 @@ from typing import Final
 import numpy as np
 
 from aether_converters.errors import ModelError
-from aether_converters.pictures.images import (
-    Picture,
-    Planes,
-    white,
-)
+from aether_converters.pictures.metadata import scaled
+from aether_converters.pictures.picture import Picture, Planes, white
 from aether_converters.pictures.tiling import MEMORY, TilePlan, plan_tiles, upscale_image
+from aether_converters.pictures.transparency import with_hidden_filled
 from aether_converters.runtimes.upscaler import Image, Upscaler
 
 OnPixels = Callable[[int, int], None]
@@ -47,7 +45,8 @@ def upscale_picture(
     A grey picture stays grey: a colour model sees it as three equal channels, and their mean is
     kept. A grey model upscales the colours of a picture one by one. Transparency goes through
     the model's fourth channel where it has one, else through the model as a grey picture;
-    constant transparency is not computed.
+    constant transparency is not computed. Colours that it hides entirely are filled from their
+    neighbours first. On paper the picture stays as large: its resolution grows with it.
     """
     options = options or TileOptions()
     if upscaler.channels not in PICTURE_CHANNELS:
@@ -61,7 +60,8 @@ def upscale_picture(
         )
     plan = planned_tiles(upscaler, picture, options)
     channels = upscaler.channels[0]
-    color, alpha = picture.color, picture.alpha
+    alpha = picture.alpha
+    color = picture.color if alpha is None else with_hidden_filled(picture.color, alpha)
     varying_alpha = alpha is not None and alpha.min() != alpha.max()
     by_plane = len(color) > channels
     passes = (len(color) if by_plane else 1) + (varying_alpha and channels != RGBA)
@@ -95,7 +95,8 @@ def upscale_picture(
             new_color, new_alpha = enlarged[:-1], enlarged[-1]
         else:
             new_alpha = run(model_input(alpha[None], None, channels), grey)[0]
-    return replace(picture, color=new_color, alpha=new_alpha)
+    resolution = scaled(picture.resolution, upscaler.scale)
+    return replace(picture, color=new_color, alpha=new_alpha, resolution=resolution)
 
 
 def planned_tiles(upscaler: Upscaler, picture: Picture, options: TileOptions) -> TilePlan:
