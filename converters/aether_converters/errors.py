@@ -13,6 +13,10 @@ class ConversionError(AetherError):
     """An artefact cannot be written, or was written and differs from its source."""
 
 
+class ExistsError(ConversionError):
+    """A file is there already, and must not be replaced."""
+
+
 class ModelError(AetherError):
     """A model file cannot be run."""
 
