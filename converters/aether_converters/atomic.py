@@ -90,8 +90,11 @@ def refuse_existing(target: Path, *, force: bool) -> None:
 
     Only a file may be replaced, and only with `force`.
     """
-    if not os.path.lexists(target):
-        return
+    with _explained(target):
+        try:
+            target.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
     if target.exists() and not target.is_file():
         raise ConversionError(
             "something else than a file stands where the file belongs",
@@ -111,9 +114,20 @@ Identity: TypeAlias = "tuple[int, int]"
 """Of a file, whatever it is called: device and inode."""
 
 
-def identities(files: Iterable[Path]) -> frozenset[Identity]:
-    """Which files these are; those that are not there are left out."""
-    return frozenset(found for file in files if (found := identity(file)))
+def identities(files: Iterable[str | Path]) -> frozenset[Identity]:
+    """Which files these are, those in folders among them; what is not there is left out."""
+    found: set[Identity] = set()
+    for file in map(Path, files):
+        inside = _inside(file)
+        found.update(which for path in (file, *inside) if (which := identity(path)))
+    return frozenset(found)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):  # most often no folder
+        return []
 
 
 def identity(file: Path) -> Identity | None:

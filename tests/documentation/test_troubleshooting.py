@@ -38,7 +38,7 @@ OF_THE_NETWORK = {"ValueError", "RuntimeError"}
 
 TABLES = {
     "images.py": [problem for _, problem, _ in (*READ_TROUBLES, *WRITE_TROUBLES)],
-    "tensorrt_build.py": [problem for _, problem, _ in FAILURES],
+    "build.py": [problem for _, problem, _ in FAILURES],
 }
 """Where a message is a variable, the table that it comes from."""
 
@@ -114,7 +114,7 @@ def test_messages_are_found_in_the_code():
     assert len(MESSAGES) > 150
     assert MESSAGES["a tensor does not fit the others"] == "network.py"
     assert MESSAGES["max difference … is above …"] == "verification.py"
-    assert MESSAGES["TensorRT has no kernel for a layer on this GPU"] == "tensorrt_build.py"
+    assert MESSAGES["TensorRT has no kernel for a layer on this GPU"] == "build.py"
 
 
 @pytest.mark.parametrize("message", MESSAGES)

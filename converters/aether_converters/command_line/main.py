@@ -7,8 +7,7 @@ import sys
 # As `typing.TYPE_CHECKING`, without the import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import FrameType, TracebackType
     from typing import Any, Final, NoReturn
 

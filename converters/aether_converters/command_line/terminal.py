@@ -40,6 +40,7 @@ def _write(stream: TextIO, rows: Sequence[str]) -> None:
         for row in rows:
             text = one_line(row)
             print(text if len(text) <= LONGEST_ROW else f"{text[:LONGEST_ROW]}…", file=stream)
+        stream.flush()  # or files and pipes would have it in the end alone
 
 
 @contextmanager
@@ -209,6 +210,7 @@ def picture_progress(
         console=console(sys.stderr),
         transient=True,
         disable=quiet or not sys.stderr.isatty(),
+        redirect_stdout=sys.stdout.isatty(),  # elsewhere lines would go where the bar goes
     )
     with bar:
         overall = bar.add_task("pictures", total=pictures)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ class Files(argparse.Action):
         values: Any,
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
-        """Replace each pattern among `values`, which are paths."""
-        setattr(namespace, self.dest, [path for value in values for path in matching(value)])
+        """Replace each pattern among `values`, which are paths; those are `matched` as well."""
+        found = [(value, matching(value)) for value in values]
+        setattr(namespace, self.dest, [path for _, paths in found for path in paths])
+        namespace.matched = {path for value, paths in found for path in paths if paths != [value]}
 
 
 def matching(path: Path) -> list[Path]:
     """The files that a pattern means, in order; the path itself if it is one, or if none match."""
-    if path.exists() or not glob.has_magic(str(path)):
+    # Unlike `Path.exists` this raises nothing for names that no file can have.
+    if os.path.exists(path) or not glob.has_magic(str(path)):  # noqa: PTH110
         return [path]
     return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207
