@@ -40,6 +40,12 @@ def hear_interruptions() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def make_old(path: Path) -> None:
+    """As if it had been left two hours ago."""
+    two_hours_ago = time.time() - 7200
+    os.utime(path, (two_hours_ago, two_hours_ago))
+
+
 def start(checkpoint: Path, out: Path, prepare: Callable[[], None] = hear_interruptions):
     command = [sys.executable, "-c", CONVERT, "convert", str(checkpoint), "--out", str(out)]
     return subprocess.Popen(
@@ -96,14 +102,72 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path):
 
 
 def test_what_a_killed_process_left_is_removed_by_a_later_one(tmp_path: Path):
-    stale, recent = tmp_path / ".file.bin.a.partial", tmp_path / ".file.bin.b.partial"
+    stale, recent = (tmp_path / f".file.bin.{digit * 16}.partial" for digit in "ab")
     for path in (stale, recent):
         path.write_bytes(b"half of")
-    two_hours_ago = time.time() - 7200
-    os.utime(stale, (two_hours_ago, two_hours_ago))
+    make_old(stale)
     with complete_or_nothing(tmp_path / "file.bin", force=False) as partial:
         partial.path.write_bytes(b"all of it")
     assert sorted(path.name for path in tmp_path.iterdir()) == [recent.name, "file.bin"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".file.bin.my-download.partial",
+        ".file.bin.partial",
+        ".file.bin.0123456789abcde.partial",  # fifteen digits
+        ".file.bin.0123456789abcdefg.partial",
+        ".file.bin.0123456789ABCDEF.partial",
+        ".file.bin.0123456789abcdef.partial.zip",
+        ".file.bin.v2.0123456789abcdef.partial",
+        "file.bin.0123456789abcdef.partial",
+    ],
+)
+def test_a_hidden_file_of_somebody_else_is_kept(tmp_path: Path, name: str):
+    theirs = tmp_path / name
+    theirs.write_bytes(b"theirs")
+    make_old(theirs)
+    with complete_or_nothing(tmp_path / "file.bin", force=False) as partial:
+        partial.path.write_bytes(b"all of it")
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_a_folder_named_like_a_partial_file_is_kept(tmp_path: Path):
+    theirs = tmp_path / f".file.bin.{'a' * 16}.partial"
+    theirs.mkdir()
+    make_old(theirs)
+    with complete_or_nothing(tmp_path / "file.bin", force=False) as partial:
+        partial.path.write_bytes(b"all of it")
+    assert theirs.is_dir()
+
+
+def test_a_full_folder_is_hardly_ever_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for index in range(2000):
+        (tmp_path / f"{index}.png").touch()
+    listings = 0
+    scan = os.scandir
+
+    def count(folder: Path):
+        nonlocal listings
+        listings += 1
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", count)
+    monkeypatch.setattr(os, "listdir", count)
+    for index in range(10):
+        with complete_or_nothing(tmp_path / f"new{index}.png", force=False) as partial:
+            partial.path.write_bytes(b"all of it")
+    assert listings <= 3
+
+
+@posix
+@pytest.mark.parametrize("letter", ["a", "é", "超", "😀"])
+def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path: Path, letter: str):
+    target = tmp_path / (letter * (250 // len(letter.encode())) + ".png")
+    with complete_or_nothing(target, force=False) as partial:
+        partial.path.write_bytes(b"all of it")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path):

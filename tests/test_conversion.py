@@ -313,7 +313,7 @@ def test_the_source_is_never_replaced(tmp_path: Path):
     source = tmp_path / "2x_tiny_fp32.pth"
     torch.save(tiny().state_dict(), source)
     before = source.read_bytes()
-    with pytest.raises(ConversionError, match="would replace its own source"):
+    with pytest.raises(ConversionError, match="would replace a file that this run reads"):
         convert(source, force=True)
     assert source.read_bytes() == before
 

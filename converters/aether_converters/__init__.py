@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Final
-
+# As `typing.TYPE_CHECKING`, without the import: who stops the command at once is to see no more
+# of Python than can be helped.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from aether_converters.card import ModelCard
     from aether_converters.comparison import verify
     from aether_converters.conversion import convert
@@ -59,6 +61,8 @@ _HOMES: Final = {
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
+    import importlib
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
 import time
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from aether_converters.errors import ConversionError
+from aether_converters.errors import ConversionError, ExistsError
 
 STALE_AFTER: Final = 3600.0  # s; what a killed process left is older than any running one's
+LISTING_SHARE: Final = 0.01  # of the time, at most, that goes into looking for what was left
+KEPT_OF_NAME: Final = 100  # bytes of a target's name in the hidden one, which may have 255
+PARTIAL: Final = re.compile(r"(\..+\.)[0-9a-f]{16}\.partial", re.DOTALL)
+"""Names of our own making: what the target is called, 16 random digits."""
 
 CAUSES: Final = {
     errno.ENOSPC: "free some space, or choose another folder with --out",
@@ -56,8 +63,8 @@ def complete_or_nothing(target: Path, *, force: bool) -> Generator[Partial]:
         ConversionError: The target exists and `force` is not set, or the operating system
             refuses; a full disk and missing permissions are told apart.
     """
-    refuse_existing(target, force=force)
     with _explained(target):
+        refuse_existing(target, force=force)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
     # The name is known before the file exists: an interruption at any moment finds it to remove.
@@ -79,12 +86,66 @@ def complete_or_nothing(target: Path, *, force: bool) -> Generator[Partial]:
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:
-    """Raise ConversionError if the target exists and may not be replaced."""
-    if target.is_dir() or (target.exists() and not force):
+    """Raise ExistsError if a file stands there already, and ConversionError if anything else does.
+
+    Only a file may be replaced, and only with `force`.
+    """
+    with _explained(target):
+        try:
+            target.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    if target.exists() and not target.is_file():
         raise ConversionError(
+            "something else than a file stands where the file belongs",
+            file=target,
+            found="a folder" if target.is_dir() else "a device or the like",
+            advice="choose another name, or another folder with --out",
+        )
+    if not force:
+        raise ExistsError(
             "the file exists already, and is kept",
             file=target,
             advice="choose another folder with --out, or replace it with --force",
+        )
+
+
+Identity: TypeAlias = "tuple[int, int]"
+"""Of a file, whatever it is called: device and inode."""
+
+
+def identities(files: Iterable[str | Path]) -> frozenset[Identity]:
+    """Which files these are, those in folders among them; what is not there is left out."""
+    found: set[Identity] = set()
+    for file in map(Path, files):
+        inside = _inside(file)
+        found.update(which for path in (file, *inside) if (which := identity(path)))
+    return frozenset(found)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):  # most often no folder
+        return []
+
+
+def identity(file: Path) -> Identity | None:
+    """Which file this is; None if there is none."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino)
+
+
+def refuse_input(target: Path, inputs: Collection[Identity]) -> None:
+    """Raise ConversionError if a target is one of the files from which a run makes its results."""
+    if identity(target) in inputs:
+        raise ConversionError(
+            "the result would replace a file that this run reads",
+            file=target,
+            advice="choose another folder with --out",
         )
 
 
@@ -101,16 +162,44 @@ def _explained(target: Path) -> Generator[None]:
 
 
 def _partial_prefix(target: Path) -> str:
-    return f".{target.name[:100]}."
+    # Parts of a letter at the end, and what is no text, are left out: some systems refuse them.
+    name = target.name.encode("utf-8", "ignore")[:KEPT_OF_NAME].decode("utf-8", "ignore")
+    return f".{name}."
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The partial files in a folder, by what they begin with, and when to look again."""
+
+    partials: Mapping[str, Sequence[Path]]
+    valid_until: float
+
+
+_listings: dict[Path, _Listing] = {}
 
 
 def _remove_stale(target: Path) -> None:
-    prefix = _partial_prefix(target)
-    for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".partial"):
-            with contextlib.suppress(OSError):
-                if time.time() - entry.stat().st_mtime > STALE_AFTER:
-                    entry.unlink()
+    folder = target.parent
+    listing = _listings.get(folder)
+    if listing is None or time.monotonic() > listing.valid_until:
+        listing = _listings[folder] = _list_partials(folder)
+    for partial in listing.partials.get(_partial_prefix(target), ()):
+        with contextlib.suppress(OSError):
+            status = partial.lstat()
+            if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > STALE_AFTER:
+                partial.unlink()
+
+
+def _list_partials(folder: Path) -> _Listing:
+    started = time.monotonic()
+    partials: defaultdict[str, list[Path]] = defaultdict(list)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if match := PARTIAL.fullmatch(entry.name):
+                partials[match[1]].append(Path(entry.path))
+    now = time.monotonic()
+    # A folder of 40,000 pictures takes longer to list than a small picture to write.
+    return _Listing(partials=partials, valid_until=now + (now - started) / LISTING_SHARE)
 
 
 def _flush_to_disk(file: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from aether_converters.errors import ConversionError, require
+from aether_converters.atomic import identities, refuse_input
+from aether_converters.errors import ConversionError, fault_of, require
 from aether_converters.int8.trained import trained_for
 from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
@@ -23,6 +24,7 @@ from aether_converters.runtimes.upscaler import Image
 from aether_converters.source import Source, read_source
 from aether_converters.wanted import Progress, silent
 from aether_spandrel.constants import Constants
+from aether_spandrel.errors import AetherError
 
 
 def verify(
@@ -34,6 +36,7 @@ def verify(
     differences: str | Path | None = None,
     report: str | Path | None = None,
     progress: Progress | None = None,
+    on_fault: Callable[[AetherError], None] | None = None,
     **constants: Unpack[Constants],
 ) -> Report:
     """Compare artefacts with the checkpoint they were made from.
@@ -46,6 +49,8 @@ def verify(
         differences: Folder for a picture of each difference, amplified.
         report: Folder for `report.html` and `report.json`, with parts of the pictures and speed.
         progress: Called with a few words before each step.
+        on_fault: Called with what is wrong with an artefact that cannot be compared; the others
+            are compared then, as long as there is one. By default it is raised.
         **constants: Values that no tensor of the checkpoint carries; see `aether_spandrel.load`.
 
     Returns:
@@ -65,6 +70,14 @@ def verify(
     if differences is not None and not pairs:
         raise _no_pictures()
     reference = _reference(origin, pairs, report)
+    names = [pair.name for pair in pairs]
+    inputs = identities((*origin.files, *artefacts, *pictures, *([originals] if originals else ())))
+    for artefact in map(Path, artefacts):
+        if place := _difference_places(
+            None if differences is None else Path(differences), artefact
+        ):
+            for name in names:
+                refuse_input(place(name), inputs)
     judge = _Judge(
         origin=origin,
         reference=reference,
@@ -73,9 +86,16 @@ def verify(
         differences=None if differences is None else Path(differences),
     )
     figures: list[ArtefactReport] = []
+    last = Path(artefacts[-1])
     for artefact in map(Path, artefacts):
         say(artefact.name)
-        figures.append(judge.compare(artefact))
+        try:
+            with fault_of(artefact):
+                figures.append(judge.compare(artefact))
+        except AetherError as error:
+            if on_fault is None or (artefact == last and not figures):
+                raise
+            on_fault(error)
     found = Report(
         kind="verification",
         source=origin.info,

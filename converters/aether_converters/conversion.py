@@ -17,7 +17,12 @@ from aether_converters.artefacts import (
     planned_files,
     refuse_other_shape,
 )
-from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.atomic import (
+    complete_or_nothing,
+    identities,
+    refuse_existing,
+    refuse_input,
+)
 from aether_converters.card import ModelCard
 from aether_converters.engines import EngineRequest, write_engine
 from aether_converters.errors import ConversionError, require
@@ -36,6 +41,7 @@ from aether_converters.runtimes.pytorch import activation_bytes
 from aether_converters.source import Source, read_source
 from aether_converters.tensorrt.backend import load_backend
 from aether_converters.tensorrt.build import BuildProgress, EngineOptions
+from aether_converters.tensorrt.sidecar import sidecar_path
 from aether_converters.wanted import (
     Choices,
     FloatPrecision,
@@ -148,14 +154,13 @@ def _refuse_in_advance(
     origin: Source, wanted: Wanted, targets: dict[Path, Variant], folder: Path
 ) -> None:
     """Raise what can be known before anything is computed."""
+    inputs = identities((*origin.files, *wanted.reads))
     for target in targets:
-        if target.exists() and target.samefile(origin.path):
-            raise ConversionError(
-                "the artefact would replace its own source",
-                file=target,
-                advice="choose another folder with --out, or another --name",
-            )
-        refuse_existing(target, force=wanted.force)
+        for file in (
+            (target, sidecar_path(target)) if targets[target].format == "trt" else (target,)
+        ):
+            refuse_input(file, inputs)
+            refuse_existing(file, force=wanted.force)
     if wanted.report:
         refuse_other_report(folder, force=wanted.force)
     if GRAPHS & set(wanted.to):

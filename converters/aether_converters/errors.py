@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
@@ -11,6 +14,10 @@ from aether_spandrel.errors import AetherError
 
 class ConversionError(AetherError):
     """An artefact cannot be written, or was written and differs from its source."""
+
+
+class ExistsError(ConversionError):
+    """A file is there already, and must not be replaced."""
 
 
 class ModelError(AetherError):
@@ -31,6 +38,36 @@ class MissingExtraError(AetherError):
 
 class OutputError(AetherError):
     """What a command says cannot be printed."""
+
+
+@contextmanager
+def fault_of(file: Path) -> Generator[None]:
+    """Raise whatever goes wrong with one file of many as an AetherError that names a file.
+
+    Who catches AetherError around it can go on with the next file, whatever happened to this one.
+    """
+    try:
+        yield
+    except AetherError as error:
+        if error.file is not None:
+            raise
+        raise error.in_file(file) from error.__cause__
+    except MemoryError as error:
+        raise AetherError(
+            "memory ran out", file=file, advice="close other programs, or try a smaller --tile"
+        ) from error
+    except OSError as error:
+        raise AetherError(
+            f"the file cannot be used: {error.strerror or error}",
+            file=file,
+            advice="check its name, its folder and its permissions",
+        ) from error
+    except Exception as error:
+        raise AetherError(
+            f"unexpected {type(error).__name__}: {error}",
+            file=file,
+            advice="run it again with --debug in front, and report the output",
+        ) from error
 
 
 EXTRAS: Final = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,14 @@ class Source:
     checkpoint: Checkpoint = field(repr=False)
     network: Network
     card: ModelCard = field(default_factory=ModelCard)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those that it names if it is an index."""
+        if self.path.suffix.lower() != ".json":
+            return (self.path,)
+        parts = json.loads(self.path.read_text("utf-8"))["weight_map"].values()
+        return (self.path, *(self.path.parent / name for name in sorted(set(parts))))
 
     @cached_property
     def fused(self) -> Network:

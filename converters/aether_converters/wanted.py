@@ -73,6 +73,11 @@ class Wanted:
     card: ModelCard | None = None
     constants: Constants = field(default_factory=lambda: Constants())
 
+    @property
+    def reads(self) -> tuple[str | Path, ...]:
+        """Files and folders that are read beside the source."""
+        return (*self.pictures, *(self.int8.calibration if self.int8 else ()))
+
     @classmethod
     def of(cls, choices: Choices) -> Wanted:
         """The value of choices by name; what is no choice is a constant of the network."""

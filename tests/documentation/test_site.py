@@ -55,7 +55,9 @@ def test_what_the_architecture_says_to_change_is_there():
     places = re.findall(r"`(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/.]+\.py)`", table)
     assert len(places) > 8
     for *names, path in places:
-        folder = next(f for f in (ROOT, ROOT / PACKAGES["aether_converters"]) if (f / path).exists())
+        folder = next(
+            f for f in (ROOT, ROOT / PACKAGES["aether_converters"]) if (f / path).exists()
+        )
         source = (folder / path).read_text("utf-8")
         for name in filter(None, names):
             assert re.search(rf"^(?:class |def )?{name}\b", source, re.MULTILINE), f"{name}, {path}"

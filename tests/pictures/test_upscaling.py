@@ -186,7 +186,7 @@ def run_job(job: Job, upscaler: Upscaler, *, force: bool = False) -> PictureRepo
     return report
 
 
-def job(source: Path, target: Path, image_format: Any = "png"):
+def job(source: Path, target: Path, image_format: Any = None):
     (found,) = plan_jobs([source], target, 2, image_format=image_format)
     return found
 
@@ -238,7 +238,7 @@ def test_a_picture_is_never_replaced_by_its_own_result(models: Models, tmp_path:
     before = source.read_bytes()
     report = run_job(job(source, source), models.rgb, force=True)
     assert report.outcome == "failed"
-    assert "would replace the picture itself" in report.notes[0]
+    assert "would replace a file that this run reads" in report.notes[0]
     assert source.read_bytes() == before
 
 

@@ -226,6 +226,42 @@ def test_networks_of_other_channels_are_shown_as_far_as_they_map_pictures(
 # Where it is written
 
 
+OURS = (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta http-equiv="Content-Security-Policy" content="x">\n'
+    '<meta name="generator" content="aether-spandrel 0.1.0">\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("report.html", "<html><p>my thesis quotes aether-spandrel</p></html>"),
+        ("report.html", f"<html><body><pre>{OURS}</pre></body></html>"),
+        ("report.html", f"<!-- {OURS} -->"),
+        (
+            "report.html",
+            OURS.replace("aether-spandrel 0.1.0", "my page about aether-spandrel 0.1.0"),
+        ),
+        ("report.html", OURS.replace('name="generator"', 'name="keywords"')),
+        ("report.html", OURS.replace("aether-spandrel 0", "aether-spandrel-viewer 0")),
+        ("report.json", '{"notes": "made with aether-spandrel 0.1.0"}'),
+        (
+            "report.json",
+            '{"title": "x", "generator": "aether-spandrel 0.1.0", "schema_version": 1}',
+        ),
+        ("report.json", '["generator", "aether-spandrel 0.1.0"]'),
+        ("report.json", '{"generator": "aether-spandrel 0.1.0 by me", "schema_version": 1}'),
+    ],
+)
+def test_a_page_of_somebody_else_that_names_us_is_kept(tmp_path: Path, name: str, text: str):
+    theirs = tmp_path / name
+    theirs.write_text(text)
+    with pytest.raises(ConversionError, match="exists already, and is kept"):
+        convert(saved(tmp_path / "tiny.pth"), tmp_path, to=["pth"], precision=["fp32"], report=True)
+    assert theirs.read_text() == text
+
+
 def test_reports_are_replaced_by_newer_ones_and_other_files_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

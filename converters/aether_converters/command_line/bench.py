@@ -14,7 +14,13 @@ from aether_converters.command_line.arguments import (
     size,
 )
 from aether_converters.command_line.provider_options import provider_arguments, provider_options
-from aether_converters.command_line.terminal import Table, print_json, progress
+from aether_converters.command_line.terminal import (
+    FAILED,
+    Table,
+    fail_with,
+    print_json,
+    progress,
+)
 from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
@@ -92,7 +98,9 @@ def run(options: argparse.Namespace) -> int:
         print_json(found.as_dict())
     else:
         _print_benchmark(found)
-    return 0
+    for fault in found.faults:
+        fail_with(fault)
+    return FAILED if found.faults else 0
 
 
 def _print_benchmark(found: Benchmark) -> None:

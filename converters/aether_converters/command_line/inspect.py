@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
+    from aether_converters.tensorrt.sidecar import Sidecar
     from aether_spandrel.inspection import CheckpointInfo
 
 INSPECT: Final = """\
@@ -46,35 +48,46 @@ def add_inspect(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what each file is, and what is doubtful about it."""
-    from aether_spandrel.inspection import inspect
+    from aether_converters.errors import fault_of
+    from aether_spandrel.inspection import CheckpointInfo
 
     facts: list[dict[str, object]] = []
-    tables: list[tuple[Path, list[tuple[str, str]]]] = []
     failures: list[AetherError] = []
     for path in options.models:
         try:
-            if path.suffix.lower() == ".engine":
-                from aether_converters.tensorrt.sidecar import read_sidecar
-
-                engine = read_sidecar(path)
-                facts.append(engine.as_dict())
-                tables.append((path, engine.in_rows()))
-                continue
-            info = inspect(path, **options.constants)
-            facts.append(info.as_dict())
-            tables.append((info.path, _inspection_rows(info)))
-            if options.strict:
-                info.refuse_doubts()
+            with fault_of(path):
+                found, rows = _inspected(path, options.constants)
+        except AetherError as error:
+            failures.append(error)
+            continue
+        facts.append(found.as_dict())
+        if not options.json:
+            say(str(path), *(f"  {name:<11}{text}" for name, text in rows))
+        try:
+            if options.strict and isinstance(found, CheckpointInfo):
+                found.refuse_doubts()
         except AetherError as error:
             failures.append(error)
     if options.json:
         print_json(facts[0] if len(options.models) == len(facts) == 1 else facts)
-    else:
-        for path, rows in tables:
-            say(str(path), *(f"  {name:<11}{text}" for name, text in rows))
     for error in failures:
         fail_with(error)
     return FAILED if failures else 0
+
+
+def _inspected(
+    path: Path, constants: Mapping[str, Any]
+) -> tuple[CheckpointInfo | Sidecar, list[tuple[str, str]]]:
+    """What a file is, for programs and in rows for people."""
+    if path.suffix.lower() == ".engine":
+        from aether_converters.tensorrt.sidecar import read_sidecar
+
+        engine = read_sidecar(path)
+        return engine, engine.in_rows()
+    from aether_spandrel.inspection import inspect
+
+    info = inspect(path, **constants)
+    return info, _inspection_rows(info)
 
 
 CHANNELS: Final = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}

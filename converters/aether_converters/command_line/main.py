@@ -2,134 +2,123 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from importlib.metadata import version
-from types import FrameType
-from typing import Any, Final, NoReturn
 
-from aether_converters.command_line.bench import add_bench
-from aether_converters.command_line.convert import add_convert
-from aether_converters.command_line.demo import add_demo
-from aether_converters.command_line.doctor import add_doctor
-from aether_converters.command_line.inspect import add_inspect
-from aether_converters.command_line.release import add_release
-from aether_converters.command_line.terminal import (
-    FAILED,
-    abandon,
-    fail,
-    fail_with,
-    finish_streams,
-    prepare_streams,
-    written_to,
-)
-from aether_converters.command_line.upscale import add_upscale
-from aether_converters.command_line.verify import add_verify
-from aether_spandrel.errors import AetherError
+# As `typing.TYPE_CHECKING`, without the import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType, TracebackType
+    from typing import Any, Final, NoReturn
 
-# Imports of torch, spandrel and the extras stand in the commands that need them, so that `--help`
-# answers at once and `inspect` needs no extra.
+# Imports stand in functions, so that signals are heard before anything takes time, `--help` answers
+# at once, `inspect` needs no extra, and who presses Ctrl+C early is not shown where Python was.
 
-INTERRUPTED: Final = 130
-TERMINATED: Final = 143
-
-DESCRIPTION: Final = """\
-Load, convert and run AetherNet super-resolution models.
-
-  aethernet demo    out/                           try everything out with a sample model
-  aethernet inspect model.pth                      what is this file?
-  aethernet convert model.pth --out release/       fused .pth, .safetensors and .onnx, verified
-  aethernet release model.pth --out release/       the same, with all that is published with it
-  aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
-  aethernet verify  model.pth release/*            do these files compute what the model computes?
-  aethernet bench   model.pth release/*            how fast are they here?
-  aethernet doctor                                 what works here, in ChaiNNer, in ComfyUI?
-"""
+_hook_before = sys.excepthook
 
 
-class _Terminated(KeyboardInterrupt):
-    """Another process asked this one to stop."""
+def _before_main(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """What Python does about an interruption until `main` is there to hear of it."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("error: interrupted; no unfinished file was left\n")
+    else:
+        _hook_before(kind, error, at)
+
+
+sys.excepthook = _before_main
+
+STOPPING: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGBREAK")
+"""Signals by which people, terminals and schedulers ask a process to stop, where they exist."""
+
+STOPPED_BY: Final = 128  # plus the signal's number: the exit status as shells have it
+
+
+class _Stop(KeyboardInterrupt):
+    """Somebody asked this process to stop."""
+
+
+class _Ear:
+    """Hears signals to stop and remembers them: a library may make another error of one."""
+
+    def __init__(self) -> None:
+        """Listen to those signals that this process was not started to ignore."""
+        import signal
+
+        self.heard = 0
+        self._before: dict[int, Any] = {}
+        for name in STOPPING:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> NoReturn:
+        self.heard = number
+        raise _Stop
+
+    def rest(self) -> None:
+        """Leave signals to whom they were before."""
+        import signal
+
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 for success, 1 for failure, 2 for usage."""
-    prepare_streams()
+    """Run the command line; returns the exit status: 0 for success, 1 for failure, 2 for usage.
+
+    After a signal to stop it is 128 and the signal's number.
+    """
+    ear = _Ear()
+    sys.excepthook = _hook_before
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(arguments)
-        finish_streams()
-    except AetherError as error:
-        return fail_with(error)
-    except KeyboardInterrupt as interruption:
-        fail("interrupted; no unfinished file was left")
-        return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
-    except MemoryError:
-        return fail("memory ran out", "  next      close other programs, or try a smaller --tile")
-    except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):
-            abandon(stream)
-        return FAILED
-    except Exception as error:  # noqa: BLE001  a defect of ours: one line for users
-        if debug:
-            traceback.print_exc()
-        return fail(
-            f"unexpected {type(error).__name__}: {error}",
-            "  next      run it again with --debug in front, and report the output",
-        )
-    return status
+        return _run(arguments)
+    except BaseException as error:
+        if ear.heard:
+            return _told(KeyboardInterrupt(), debug=False) and STOPPED_BY + ear.heard
+        if isinstance(error, (Exception, KeyboardInterrupt)):
+            return _told(error, debug=debug)
+        raise
+    finally:
+        ear.rest()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    return options.run(options)
+    from aether_converters.command_line.terminal import finish_streams, prepare_streams
+
+    prepare_streams()
+    from aether_converters.command_line.parser import whole_parser
+
+    options = whole_parser().parse_args(arguments)
+    status: int = options.run(options)
+    finish_streams()
+    return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, as every other error is said."""
+def _told(error: BaseException, *, debug: bool) -> int:
+    """Say what went wrong; returns the exit status."""
+    from aether_converters.command_line.terminal import FAILED, abandon, fail, fail_with
+    from aether_spandrel.errors import AetherError
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or version; argparse would not notice that it cannot."""
-        stream = file or sys.stderr
-        with written_to(stream):
-            stream.write(message)
-            stream.flush()
+    match error:
+        case AetherError():
+            return fail_with(error)
+        case KeyboardInterrupt():
+            return fail("interrupted; no unfinished file was left")
+        case MemoryError():
+            return fail(
+                "memory ran out", "  next      close other programs, or try a smaller --tile"
+            )
+        case BrokenPipeError():
+            for stream in (sys.stdout, sys.stderr):
+                abandon(stream)
+            return FAILED
+        case _:
+            if debug:
+                import traceback
 
-    def error(self, message: str) -> NoReturn:
-        """Print the line, and where to read on; exit with 2."""
-        fail(message, f"  next      {self.prog} --help")
-        raise SystemExit(2)
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="aethernet",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=version("aether-spandrel"))
-    parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
-    commands = parser.add_subparsers(metavar="command", required=True)
-    for add in COMMANDS:
-        add(commands)
-    return parser
-
-
-COMMANDS: Final = (
-    add_demo,
-    add_inspect,
-    add_convert,
-    add_release,
-    add_upscale,
-    add_verify,
-    add_bench,
-    add_doctor,
-)
-"""In the order in which the help lists them."""
+                traceback.print_exception(error)
+            return fail(
+                f"unexpected {type(error).__name__}: {error}",
+                "  next      run it again with --debug in front, and report the output",
+            )

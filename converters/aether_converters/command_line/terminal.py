@@ -43,6 +43,7 @@ def _write(stream: TextIO, rows: Sequence[str]) -> None:
             if len(text) > LONGEST_ROW:
                 text = f"{text[: LONGEST_ROW // 2]}…{text[-LONGEST_ROW // 2 :]}"
             print(text, file=stream)
+        stream.flush()  # or files and pipes would have it in the end alone
 
 
 @contextmanager
@@ -208,6 +209,7 @@ def picture_progress(
         console=console(sys.stderr),
         transient=True,
         disable=quiet or not sys.stderr.isatty(),
+        redirect_stdout=sys.stdout.isatty(),  # elsewhere lines would go where the bar goes
     )
     with bar:
         overall = bar.add_task("pictures", total=pictures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,8 @@ examples:
 
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
 
+MOST_NAMES: Final = 20  # of pictures that failed, in the summary
+
 
 def add_upscale(commands: Any) -> None:
     """The command and its arguments."""
@@ -60,7 +63,6 @@ def add_upscale(commands: Any) -> None:
     )
     upscale.add_argument(
         "--out",
-        type=Path,
         metavar="PATH",
         help="a folder, or a file name for one picture (default: the scale in the name)",
     )
@@ -68,8 +70,7 @@ def add_upscale(commands: Any) -> None:
         "--format",
         type=format_named,
         choices=IMAGE_FORMATS,
-        default="png",
-        help="of the enlarged pictures (default: png)",
+        help="of the enlarged pictures (default: that of --out, or png)",
     )
     upscale.add_argument(
         "--quality",
@@ -150,12 +151,14 @@ def run(options: argparse.Namespace) -> int:
         upscaler.scale,
         image_format=options.format,
         recursive=options.recursive,
+        matched=options.matched,
     )
     part, parts = options.shard
     jobs = jobs[part - 1 :: parts]
-    with picture_progress(len(jobs), quiet=options.quiet) as (on_picture, on_pixels):
-        reports = list(
-            run_jobs(
+    results = _Results(options)
+    try:
+        with picture_progress(len(jobs), quiet=options.quiet) as (on_picture, on_pixels):
+            for report in run_jobs(
                 jobs,
                 upscaler,
                 tiles,
@@ -164,24 +167,60 @@ def run(options: argparse.Namespace) -> int:
                 strict=options.strict,
                 on_picture=on_picture,
                 on_pixels=on_pixels,
-            )
-        )
-    failed = [report for report in reports if report.outcome == "failed"]
-    if options.json:
-        print_json([report.as_dict() for report in reports])
-    else:
-        for report in reports:
+            ):
+                results.add(report)
+    finally:
+        results.sum_up(len(jobs))
+    return FAILED if results.of("failed") else 0
+
+
+class _Results:
+    """Says what became of each picture as soon as it is known, and of all of them in the end."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Say nothing yet."""
+        self._json: bool = options.json
+        self._debug: bool = options.debug
+        self._reports: list[PictureReport] = []
+
+    def of(self, outcome: str) -> list[PictureReport]:
+        """The reports of one outcome."""
+        return [report for report in self._reports if report.outcome == outcome]
+
+    def add(self, report: PictureReport) -> None:
+        """What became of one picture."""
+        self._reports.append(report)
+        if report.fault is not None and self._debug:
+            traceback.print_exception(report.fault)
+        if not self._json:
             _print_picture(report)
-    return FAILED if failed else 0
+
+    def sum_up(self, pictures: int) -> None:
+        """What became of all, however the run ends."""
+        if self._json:
+            print_json([report.as_dict() for report in self._reports])
+        if pictures == 1 and self._reports:
+            return
+        counts = [
+            f"{len(self.of(outcome))} {outcome}" for outcome in ("written", "skipped", "failed")
+        ]
+        missing = pictures - len(self._reports)
+        counts += [f"{missing} not done"] if missing else []
+        tell(f"{pictures} pictures: {', '.join(counts)}")
+        for report in self.of("failed")[:MOST_NAMES]:
+            tell(f"  failed    {report.source}")
+        if (more := len(self.of("failed")) - MOST_NAMES) > 0:
+            tell(f"  failed    {more} more")
 
 
 def _print_picture(report: PictureReport) -> None:
     if report.outcome == "failed":
         fail(*(row for note in report.notes for row in note.split("\n")))
         return
-    facts = report.outcome
-    if report.size is not None:
-        width, height = report.size
-        tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
-        facts = f"{width} x {height} px, {tiles}, {report.seconds:.1f} s"
+    if report.size is None:
+        say(f"{report.source}: {'; '.join([report.outcome, *report.notes])}")
+        return
+    width, height = report.size
+    tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
+    facts = f"{width} x {height} px, {tiles}, {report.seconds:.1f} s"
     say(f"{report.target}: {'; '.join([facts, *report.notes])}")

@@ -12,8 +12,9 @@ from aether_converters.command_line.arguments import (
     checkpoint_options,
 )
 from aether_converters.command_line.tables import print_report
-from aether_converters.command_line.terminal import fail, progress, tell
+from aether_converters.command_line.terminal import fail, fail_with, progress, tell
 from aether_converters.command_line.wildcards import Files
+from aether_spandrel.errors import AetherError
 
 VERIFY: Final = """\
 Compare model files with the checkpoint they were made from, on built-in pictures and your own.
@@ -77,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         tell(f"left out, since they are no model files: {', '.join(others)}")
     if not files:
         return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+    faults: list[AetherError] = []
     with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
         report = verify(
             options.model,
@@ -86,9 +88,13 @@ def run(options: argparse.Namespace) -> int:
             differences=options.differences,
             report=_report_folder(options, files[0].parent),
             progress=advance,
+            on_fault=faults.append,
             **options.constants,
         )
-    return print_report(report, options, kept="passed", dropped="failed")
+    status = print_report(report, options, kept="passed", dropped="failed")
+    for fault in faults:
+        status = fail_with(fault)
+    return status
 
 
 def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:

@@ -22,13 +22,16 @@ class Files(argparse.Action):
         values: Any,
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
-        """Replace each pattern among `values`, which are paths."""
-        setattr(namespace, self.dest, [path for value in values for path in matching(value)])
+        """Replace each pattern among `values`, which are paths; those are `matched` as well."""
+        found = [(value, matching(value)) for value in values]
+        setattr(namespace, self.dest, [path for _, paths in found for path in paths])
+        namespace.matched = {path for value, paths in found for path in paths if paths != [value]}
 
 
 def matching(path: Path) -> list[Path]:
     """The files that a pattern means, in order; the path itself if it is one, or if none match."""
-    if path.exists() or not glob.has_magic(str(path)):
+    # Unlike `Path.exists` this raises nothing for names that no file can have.
+    if os.path.exists(path) or not glob.has_magic(str(path)):  # noqa: PTH110
         return [path]
     found = [Path(path.anchor)]
     for part in path.parts[1 if path.anchor else 0 :]:

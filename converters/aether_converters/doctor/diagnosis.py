@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +28,7 @@ from aether_converters.doctor.programs import (
     requirement,
     start_up_files,
 )
+from aether_converters.errors import fault_of
 from aether_converters.tensorrt.driver import probe_driver
 from aether_spandrel.errors import AetherError
 
@@ -344,8 +344,16 @@ def examine_python() -> Section:
 
 def examine_file(path: Path) -> Section:
     """Why a file does or does not load."""
+    return Section(str(path), tuple(_examined(path)))
+
+
+def _examined(path: Path) -> Iterator[Row]:
     examine = EXAMINERS.get(path.suffix.lower(), _checkpoint_file)
-    return Section(str(path), tuple(_safely(partial(examine, path))))
+    try:
+        with fault_of(path):
+            yield from examine(path)
+    except AetherError as error:
+        yield _refused("loads", error)
 
 
 def _onnx_file(path: Path) -> Iterator[Row]:

@@ -25,13 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from aether_converters.errors import ModelError
+from aether_converters.errors import ModelError, fault_of
 from aether_converters.graphs.macs import graph_macs, module_macs
 from aether_converters.measuring.verification import structured_image
 from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
-from aether_converters.runtimes.upscaler import PRECISIONS, Format, Image, Upscaler, format_of
+from aether_converters.runtimes.upscaler import (
+    PRECISIONS,
+    SUFFIXES,
+    Format,
+    Image,
+    Upscaler,
+    format_of,
+)
+from aether_spandrel.errors import AetherError
 
 Size = tuple[int, int]
 Run = Callable[[Image], Image]
@@ -169,16 +177,24 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Measurements of one run on one machine, by size and then by file."""
+    """Measurements of one run on one machine, by size and then by file.
+
+    Attributes:
+        machine: Where it was measured.
+        measurements: Of the files that run.
+        faults: What is wrong with those that do not.
+    """
 
     machine: Machine
     measurements: tuple[Measurement, ...]
+    faults: tuple[AetherError, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """All of it as JSON-ready values."""
         return {
             "machine": asdict(self.machine),
             "measurements": [measurement.as_dict() for measurement in self.measurements],
+            "faults": [str(fault) for fault in self.faults],
         }
 
 
@@ -193,7 +209,7 @@ def benchmark(
     provider: ProviderOptions | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
-    """Measure model files beside each other.
+    """Measure model files beside each other; those that cannot be opened are left out, and named.
 
     Args:
         files: `.pth`, `.safetensors`, `.onnx` and `.engine` files; the first is what speed is
@@ -217,29 +233,40 @@ def benchmark(
     if provider is not None and all(format_of(path) != "onnx" for path in paths):
         refuse_provider(provider, paths[0])
     asked = device
-    if device == "cpu" and any(format_of(path) == "trt" for path in paths):
+    if device == "cpu" and any(SUFFIXES.get(path.suffix.lower()) == "trt" for path in paths):
         device = "cuda"
     alone = len({path.name for path in paths}) == len(paths)
-    cases = [
-        replace(case, name=f"{path.name if alone else path}{case.computed_by}")
-        for path in paths
-        for case in file_cases(
-            path,
-            dtypes=dtypes,
-            device=asked if format_of(path) == "onnx" else device,
-            threads=threads,
-            provider=provider if format_of(path) == "onnx" else None,
-        )
-    ]
+    cases: list[Case] = []
+    faults: list[AetherError] = []
+    for path in paths:
+        try:
+            with fault_of(path):
+                found = file_cases(
+                    path,
+                    dtypes=dtypes,
+                    device=asked if format_of(path) == "onnx" else device,
+                    threads=threads,
+                    provider=provider if format_of(path) == "onnx" else None,
+                )
+        except AetherError as error:
+            faults.append(error)
+            continue
+        cases += [
+            replace(case, name=f"{path.name if alone else path}{case.computed_by}")
+            for case in found
+        ]
+    if not cases and faults:
+        raise faults[0]
     if dtypes is not None and not any(case.dtype in dtypes for case in cases):
         raise ModelError(
             "ONNX files are run in the precision that they were written in",
             found=f"--dtype {','.join(dtypes)}, and no .pth or .safetensors file",
             advice="leave --dtype away, or convert the checkpoint with --precision",
         )
-    return measure(
+    measured = measure(
         cases, sizes=sizes, threads=threads, device=device, seconds=seconds, progress=progress
     )
+    return replace(measured, faults=tuple(faults))
 
 
 def file_cases(

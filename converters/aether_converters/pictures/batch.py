@@ -6,13 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, Literal
 
-from aether_converters.atomic import complete_or_nothing
-from aether_converters.errors import ImageError
+from aether_converters.atomic import complete_or_nothing, identity, refuse_existing, refuse_input
+from aether_converters.errors import ExistsError, ImageError, fault_of
 from aether_converters.pictures.jobs import Job
 from aether_converters.pictures.picture import Picture
 from aether_converters.pictures.reading import read_picture
@@ -43,11 +44,12 @@ class PictureReport:
     Attributes:
         source: The picture.
         target: The upscaled picture.
-        outcome: Written, skipped because the target exists, or failed.
+        outcome: Written; skipped because the target exists, or the picture is a result; or failed.
         size: (W, H) of the upscaled picture in px; None unless it was written.
         tiles: Number of parts in which the picture was computed.
         seconds: Time for reading, upscaling and writing.
         notes: What the user should know: why it failed or was skipped, what the format lost.
+        fault: Why it failed, for programs; `notes` has its text.
     """
 
     source: Path
@@ -57,10 +59,12 @@ class PictureReport:
     tiles: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    fault: AetherError | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, object]:
         """The facts as JSON-ready values."""
-        return {**vars(self), "source": str(self.source), "target": str(self.target)}
+        facts = {name: value for name, value in vars(self).items() if name != "fault"}
+        return {**facts, "source": str(self.source), "target": str(self.target)}
 
 
 def run_jobs(
@@ -76,26 +80,30 @@ def run_jobs(
 ) -> Iterator[PictureReport]:
     """Upscale picture files, and report each in turn; what is wrong with one is not raised.
 
-    While one is computed, the next is read and the one before is written. With `strict`, damaged
-    pictures that could be read fail.
+    While one is computed, the next is read and the one before is written. Whoever interrupts it is
+    told what became of those that were begun, before KeyboardInterrupt is raised. With `strict`,
+    damaged pictures that could be read fail.
     """
     jobs = list(jobs)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         read = partial(reader.submit, partial(_read, force=force, strict=strict))
         reading = deque(map(read, jobs[:1]))
         writing: deque[Future[PictureReport]] = deque()
-        for index, job in enumerate(jobs):
-            work = reading.popleft().result()
-            reading.extend(
-                reader.submit(_read, job, force=force, strict=strict)
-                for job in jobs[index + 1 :][:1]
-            )
-            on_picture(job)
-            if isinstance(work, _Work):
-                work = _enlarge(work, upscaler, options, on_pixels)
+        try:
+            for job, following in zip_longest(jobs, jobs[1:]):
+                work = reading.popleft().result()
+                if following is not None:
+                    reading.append(read(following))
+                on_picture(job)
+                if isinstance(work, _Work):
+                    work = _enlarge(work, upscaler, options, on_pixels)
+                while writing:
+                    yield writing.popleft().result()
+                writing.append(writer.submit(_write, work, quality=quality, force=force))
+        except KeyboardInterrupt:
             while writing:
                 yield writing.popleft().result()
-            writing.append(writer.submit(_write, work, quality=quality, force=force))
+            raise
         while writing:
             yield writing.popleft().result()
 
@@ -112,21 +120,29 @@ class _Work:
 
 
 def _read(job: Job, *, force: bool, strict: bool) -> _Work | PictureReport:
-    if job.target.exists() and not force:
-        note = "exists already; replace it with --force"
-        return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))
     started = time.perf_counter()
+    if job.left_out:
+        return _skipped(job, job.left_out)
     try:
-        if job.target.exists() and job.target.samefile(job.source):
-            raise ImageError(
-                "the result would replace the picture itself",
-                file=job.source,
-                advice="choose another folder with --out",
-            )
-        picture = read_picture(job.source, strict=strict)
+        with fault_of(job.source):
+            if job.fault is not None:
+                raise job.fault
+            _refuse_target(job, force=force)
+            picture = read_picture(job.source, strict=strict)
+    except ExistsError:
+        return _skipped(job, "exists already; replace it with --force")
     except AetherError as error:
         return _failed(job, error)
     return _Work(job=job, picture=picture, seconds=time.perf_counter() - started)
+
+
+def _refuse_target(job: Job, *, force: bool) -> None:
+    """Raise what stands against writing the result: what is there, and who needs it."""
+    there = identity(job.target)
+    if there is not None and there == identity(job.source):
+        refuse_input(job.target, (there,))
+    refuse_existing(job.target, force=force)
+    refuse_input(job.target, job.inputs)
 
 
 def _enlarge(
@@ -134,10 +150,12 @@ def _enlarge(
 ) -> _Work | PictureReport:
     started = time.perf_counter()
     try:
-        tiles = len(planned_tiles(upscaler, work.picture, options))
-        picture = upscale_picture(upscaler, work.picture, options, on_pixels)
+        with fault_of(work.job.source):
+            tiles = len(planned_tiles(upscaler, work.picture, options))
+            picture = upscale_picture(upscaler, work.picture, options, on_pixels)
     except AetherError as error:
-        return _failed(work.job, error)
+        # Which model it was is known; which of many pictures is not.
+        return _failed(work.job, error.in_file(work.job.source), cause=error)
     return replace(
         work,
         picture=picture,
@@ -159,11 +177,13 @@ def _write(work: _Work | PictureReport, *, quality: int, force: bool) -> Picture
         return work
     job, started = work.job, time.perf_counter()
     try:
-        with complete_or_nothing(job.target, force=force) as partial:
+        with fault_of(job.target), complete_or_nothing(job.target, force=force) as partial:
             try:
                 notes = write_picture(work.picture, partial.path, job.image_format, quality=quality)
             except ImageError as error:  # users know the picture's name, not the hidden one
                 raise error.in_file(job.target) from error.__cause__
+    except ExistsError:
+        return _skipped(job, "exists already: another process was faster")
     except AetherError as error:
         return _failed(job, error)
     _, height, width = work.picture.color.shape
@@ -178,7 +198,15 @@ def _write(work: _Work | PictureReport, *, quality: int, force: bool) -> Picture
     )
 
 
-def _failed(job: Job, error: AetherError) -> PictureReport:
+def _failed(job: Job, error: AetherError, *, cause: AetherError | None = None) -> PictureReport:
     return PictureReport(
-        source=job.source, target=job.target, outcome="failed", notes=(str(error),)
+        source=job.source,
+        target=job.target,
+        outcome="failed",
+        notes=(str(error),),
+        fault=cause or error,
     )
+
+
+def _skipped(job: Job, note: str) -> PictureReport:
+    return PictureReport(source=job.source, target=job.target, outcome="skipped", notes=(note,))

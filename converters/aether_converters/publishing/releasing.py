@@ -16,7 +16,12 @@ import numpy as np
 from typing_extensions import Unpack
 
 from aether_converters.artefacts import model_name
-from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.atomic import (
+    complete_or_nothing,
+    identities,
+    refuse_existing,
+    refuse_input,
+)
 from aether_converters.card import ModelCard
 from aether_converters.conversion import convert
 from aether_converters.errors import require
@@ -113,7 +118,9 @@ def release(
     card = (wanted.card or ModelCard()).or_else(origin.card)
     card = card.or_else(ModelCard(name=model_name(origin.path) or "aether"))
     places = _Places.of(folder, card.name, origin.network.config.scale)
+    inputs = identities((*origin.files, *wanted.reads))
     for file in (places.card, places.database, places.checksums, places.picture):
+        refuse_input(file, inputs)
         refuse_existing(file, force=wanted.force)
     choices["to"] = choices.get("to") or installed_formats()
     report = convert(

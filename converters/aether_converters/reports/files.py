@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -32,6 +33,15 @@ SCHEMA_VERSION: Final = 1
 """Of `report.json`: changed when a name or a meaning changes, not when something is added."""
 
 LOOKED_AT: Final = 4096  # bytes at the start of a report, in which it says whose it is
+
+MADE_BY_US: Final = rf'"{re.escape(GENERATOR)} [0-9][^"<>\s]*"'
+BEGINNINGS: Final = {
+    FIGURES: rf'\s*\{{\s*"generator":\s*{MADE_BY_US},\s*"schema_version":\s*[0-9]+,',
+    PAGE: r'<!DOCTYPE html>\s*<html lang="en">\s*<head>\s*<meta charset="utf-8">\s*'
+    r'<meta http-equiv="Content-Security-Policy" content="[^"<>]*">\s*'
+    rf'<meta name="generator" content={MADE_BY_US}>',
+}
+"""How reports of ours begin; that a page names us somewhere does not make it ours."""
 
 
 def write_report(report: Report, folder: Path, *, force: bool) -> Path:
@@ -74,13 +84,14 @@ def _is_ours(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as stream:
-            return GENERATOR.encode() in stream.read(LOOKED_AT)
+            beginning = stream.read(LOOKED_AT).decode("utf-8", "replace")
     except OSError as error:
         raise ConversionError(
             f"the report that is there cannot be read: {error.strerror or error}",
             file=file,
             advice="choose another folder, or leave the report away with --no-report",
         ) from error
+    return re.match(BEGINNINGS[file.name], beginning) is not None
 
 
 def report_facts(report: Report) -> dict[str, object]:
