@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.int8.planning import Int8Options, quantise_network
 from aether_converters.int8.rounding import largest_inputs, rounded_rows, rounded_weights
-from aether_converters.int8.tuning import STEPS, Workbench, tune
+from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
 from aether_converters.source import read_source
 from aether_core import AetherNet
 from aether_spandrel.errors import CheckpointError
@@ -191,7 +192,7 @@ def test_a_time_that_is_over_ends_the_learning_with_what_was_learnt():
     start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
     done: list[int] = []
     few = lessons(made, 4, 10_000)
-    few = Lessons(**{**vars(few), "seconds": 0.5})
+    few = replace(few, seconds=0.5)
     states = list(distilled(start, few, lambda count, _total, _error: done.append(count)))
     assert states
     assert len(done) < 10_000
@@ -211,12 +212,13 @@ def test_no_step_makes_it_worse(target: Target, changes: dict[str, Any]):
     assert bench.error(best) < bench.error(start)
 
 
-def bench_of(made: AetherNet, target: Target, **changes: Any) -> Workbench:
+def bench_of(made: AetherNet, target: Target, told: Told = untold) -> Workbench:
     return Workbench(
         exact=made,
         patches=patches(made.config.in_chans),
         calibrated=lambda moved: planned(moved, target),
-        **{"seconds": 1.0, **changes},
+        seconds=1.0,
+        told=told,
     )
 
 
