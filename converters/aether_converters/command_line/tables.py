@@ -62,9 +62,9 @@ def _print_quantisation(report: Report) -> None:
                 f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
             )
         if artefact.colour is not None:
-            print(f"{artefact.path.name}: colours move by {artefact.colour.in_words}")
+            say(f"{artefact.path.name}: colours move by {artefact.colour.in_words}")
         if "tuning" in artefact.details:
-            print(f"{artefact.path.name}: tuned: {artefact.details['tuning']}")
+            say(f"{artefact.path.name}: tuned: {artefact.details['tuning']}")
         for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
             if name in artefact.details:
                 say(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")

@@ -35,9 +35,9 @@ from aether_core import AetherNet, Block, weight_scales
 COLOUR: Final = 10.0
 """How much more the mean error of a channel counts than that of its pixels: the eye sees it."""
 
-WEIGHT_RATE: Final = 1e-5
-SHIFT_RATE: Final = 3e-4  # of biases and norms
-STEP_RATE: Final = 1e-2  # of the logarithms of steps
+WEIGHT_RATE: Final = 3e-5
+SHIFT_RATE: Final = 1e-4  # of biases and norms
+STEP_RATE: Final = 3e-3  # of the logarithms of steps
 WARM_UP: Final = 10  # batches in which rates rise
 PART: Final = 48  # channels of a depthwise convolution at a time, for which oneDNN is fast
 SEED: Final = 20261128
@@ -67,6 +67,7 @@ class Lessons:
         expected: What the float network makes of each.
         batches: How many are learnt from.
         batch: Pictures in each.
+        rate: How fast, relative to the rates of this module.
         seconds: Fewer batches are learnt from where all would take longer.
     """
 
@@ -74,6 +75,7 @@ class Lessons:
     expected: Tensor
     batches: int
     batch: int
+    rate: float
     seconds: float
 
 
@@ -101,7 +103,7 @@ def distilled(
     done, shown = 0, 0
     while done < total:
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * _share_of_rate(done, total)
+            group["lr"] = lessons.rate * peak * _share_of_rate(done, total)
         chosen = torch.randint(len(lessons.pictures), (lessons.batch,), generator=random)
         found = learner.network(lessons.pictures[chosen])
         error = picture_error(found - lessons.expected[chosen])
@@ -117,7 +119,7 @@ def distilled(
             yield learner.state(start)
 
 
-STATES: Final = 5  # how many states of a training are looked at
+STATES: Final = 4  # how many states of a training are looked at
 
 
 def _affordable(done: int, began: float, seconds: float) -> int:
@@ -143,23 +145,19 @@ class _Learner:
         self.network.requires_grad_(False)
         for name, layer in layers_of(self.network).items():
             parent, _, key = name.rpartition(".")
-            exact = cast(nn.Conv2d, start.exact.get_submodule(name)).weight.to(device)
-            setattr(
-                self.network.get_submodule(parent), key, self._learning(name, layer, exact, start)
-            )
+            setattr(self.network.get_submodule(parent), key, self._learning(name, layer, start))
         for name, grid in start.plan.activations.items():
             part = cast(Any, self.network.get_submodule(name))
             part.activation = _after(part.activation, self._rounding(grid))
         for norm in self._norms().values():
             norm.requires_grad_(True)
 
-    def _learning(self, name: str, layer: nn.Module, exact: Tensor, start: Rounded) -> nn.Module:
+    def _learning(self, name: str, layer: nn.Module, start: Rounded) -> nn.Module:
         taken, given = start.plan.inputs.get(name), start.plan.outputs.get(name)
         # The last layer's result is the picture only with the mean.
         mean = added_mean(start.network) if name == LAST else 0.0
         return _Layer(
             cast(nn.Conv2d, layer),
-            exact,
             None if taken is None else self._rounding(taken),
             None if given is None else _around(self._rounding(given), mean),
         )
@@ -225,7 +223,6 @@ class _Layer(nn.Module):
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
-        exact: Tensor,
         taken: Callable[[Tensor], Tensor] | None,
         given: Callable[[Tensor], Tensor] | None,
     ) -> None:
@@ -237,11 +234,6 @@ class _Layer(nn.Module):
         self._groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         weight = layer.weight.detach()
         self._steps = weight_scales(weight).reshape(-1, *[1] * (weight.dim() - 1))
-        if taken is not None:
-            # Towards what the weight was before it was rounded, and not so far that it would be
-            # rounded elsewhere.
-            reach = 0.49 * self._steps
-            weight = torch.minimum(torch.maximum(exact, weight - reach), weight + reach)
         learnt = taken is not None and not self._depthwise
         self.weight = nn.Parameter(weight.clone(), requires_grad=learnt)
         self.bias = nn.Parameter(cast(Tensor, layer.bias).detach().clone())

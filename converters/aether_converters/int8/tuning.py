@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -141,28 +142,30 @@ class Step:
     states: Callable[[Rounded, Workbench], Iterable[Rounded]]
 
 
-def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    seen = _batch(bench.patches.seen)
-    largest = largest_inputs(state.exact, state.plan.inputs, seen)
-    network = migrated(state.exact, largest, STRENGTH)
-    yield Rounded(network=network, plan=bench.calibrated(network), exact=network)
-
-
 def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     network = rounded_weights(state.exact, state.plan, _batch(bench.patches.seen))
     yield Rounded(network=network, plan=state.plan, exact=state.exact)
 
 
-def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    largest = largest_inputs(state.exact, state.plan.inputs, _batch(bench.patches.seen))
+    network = migrated(state.exact, largest, STRENGTH)
+    moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
+    yield from _with_rounded_weights(moved, bench)
+
+
+def _distilled(state: Rounded, bench: Workbench, rate: float) -> Iterable[Rounded]:
+    seconds = bench.seconds / len(RATES)
     seen = _batch(bench.patches.seen)
     lessons = Lessons(
         pictures=seen.to(bench.device),
         expected=_run(bench.exact, seen).to(bench.device),
-        batches=_batches(bench),
+        batches=_batches(bench, seconds),
         batch=BATCH,
-        seconds=bench.seconds,
+        rate=rate,
+        seconds=seconds,
     )
-    end = time.monotonic() + bench.seconds
+    end = time.monotonic() + seconds
 
     def progress(done: int, total: int, error: float) -> None:
         figure = -10 * math.log10(max(error, 1e-20))
@@ -171,17 +174,21 @@ def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     return distilled(state, lessons, progress)
 
 
-def _batches(bench: Workbench) -> int:
+def _batches(bench: Workbench, seconds: float) -> int:
     """How many batches fit into the time, by what the network computes."""
     side = bench.held_out.shape[-1]
     macs = sum(macs_per_pixel(bench.exact).values()) * side**2 * BATCH
-    return max(min(int(bench.seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
+    return max(min(int(seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
 
+
+RATES: Final = {"distilled": 1.0, "distilled further": 0.2}
+"""Relative to those of `distillation`; each has its part of the time. What is too fast for a
+network comes to nothing, and the slower one begins anew."""
 
 STEPS: Final = (
-    Step(name="even channels", states=_with_even_channels),
     Step(name="weights rounded together", states=_with_rounded_weights),
-    Step(name="distilled", states=_distilled),
+    Step(name="even channels", states=_with_even_channels),
+    *(Step(name=name, states=partial(_distilled, rate=rate)) for name, rate in RATES.items()),
 )
 """In order; each begins with the best state so far."""
 
