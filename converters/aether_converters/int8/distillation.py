@@ -32,8 +32,8 @@ from aether_converters.int8.plan import (
 )
 from aether_core import AetherNet, Block, weight_scales
 
-COLOUR: Final = 10.0
-"""How much more the mean error of a channel counts than that of its pixels: the eye sees it."""
+COLOUR: Final = 1.0
+"""How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
 
 WEIGHT_RATE: Final = 3e-5
 SHIFT_RATE: Final = 1e-4  # of biases and norms

@@ -18,7 +18,7 @@ from aether_converters.runtimes.upscaler import Image
 
 SIDE: Final = 64  # px of a patch
 PATCHES: Final = 16
-HELD_OUT: Final = 6  # drawn patches on which nothing is tuned
+HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
 ASIDE: Final = 4  # every such patch of the user's is held out, too
 
 
