@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from aether_converters.conversion import convert
-from aether_converters.int8.calibration import built_in_patches
+from aether_converters.int8.patches import built_in_patches
 from aether_converters.int8.planning import Int8Options
 from aether_core import (
     AetherNet,
@@ -150,7 +150,7 @@ def _exported(network: AetherNet, folder: Path) -> Path:
         folder,
         to=["onnx"],
         precision=["int8"],
-        int8=Int8Options(everything=True),
+        int8=Int8Options(everything=True, tune=0),
     )
     return report.artefacts[0].path
 

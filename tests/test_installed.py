@@ -101,6 +101,6 @@ def test_int8_files_run(target: Literal["tensorrt", "cpu"], tmp_path: Path):
         tmp_path,
         to=["onnx"],
         precision=["int8"],
-        int8=Int8Options(targets=(target,), method="minmax"),
+        int8=Int8Options(targets=(target,), method="minmax", tune=0),
     )
     assert report.passed, report.artefacts[0].problem

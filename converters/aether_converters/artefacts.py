@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aether_converters.errors import ConversionError
+from aether_converters.int8.keeping import ENTRY, kept_weights, plan_text
 from aether_converters.int8.plan import Target
 from aether_converters.int8.planning import Int8Options, Quantised
 from aether_converters.runtimes.upscaler import PRECISIONS, Format
@@ -28,7 +29,8 @@ from aether_spandrel.network import Network, float_weights
 
 NAME_NOISE: Final = re.compile(
     r"^\d+x(?=[a-z])"
-    r"|(?:^|[_\-. ])(?:\d+x|x\d+|fp16|fp32|bf16|fp64|float16|float32|fused|unfused)(?=$|[_\-. ])",
+    r"|(?:^|[_\-. ])(?:\d+x|x\d+|fp16|fp32|bf16|fp64|float16|float32|fused|unfused"
+    r"|int8(?:_cpu)?)(?=$|[_\-. ])",
     re.IGNORECASE,
 )
 """Parts of a file's name that the artefact's own name states anew."""
@@ -72,16 +74,16 @@ def _variants(wanted: Wanted) -> Iterator[Variant]:
                 yield Variant(format=kind, precision=held)
             elif kind == "trt":
                 yield Variant(format=kind, precision=held, target="tensorrt")
-            elif kind in GRAPHS:
+            elif kind in HOLD_INT8:
                 yield from (Variant(format=kind, precision=held, target=t) for t in targets)
 
 
 def _refuse_int8_in_vain(source: Source, wanted: Wanted) -> None:
-    if "int8" in wanted.precision and not GRAPHS & set(wanted.to):
+    if "int8" in wanted.precision and not HOLD_INT8 & set(wanted.to):
         raise ConversionError(
             "none of the chosen formats holds int8",
             file=source.path,
-            expected="onnx or trt",
+            expected="onnx, trt or pth",
             found=", ".join(wanted.to),
             advice="add onnx to --to",
         )
@@ -245,6 +247,14 @@ def _onnx_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) 
     return model.SerializeToString()
 
 
+def kept_bytes(source: Source, quantised: Quantised) -> bytes:
+    """A checkpoint of tuned weights with their plan, from which int8 files can be made again."""
+    buffer = io.BytesIO()
+    metadata = {**describe_artefact(source, "int8"), ENTRY: plan_text(quantised.plan)}
+    torch.save({"state_dict": kept_weights(quantised.network), "metadata": metadata}, buffer)
+    return buffer.getvalue()
+
+
 def integer_graph_bytes(source: Source, quantised: Quantised, shape: Shape | None) -> bytes:
     """The ONNX graph in int8.
 
@@ -291,6 +301,9 @@ WRITERS: Final[Mapping[Format, Callable[[Source, FloatPrecision, Shape | None], 
 
 GRAPHS: Final[frozenset[Format]] = frozenset({"onnx", "trt"})
 """Formats that are made from the ONNX graph, and may have a fixed size."""
+
+HOLD_INT8: Final[frozenset[Format]] = frozenset({"onnx", "trt", "pth"})
+"""Formats that hold int8; a `.pth` keeps what was tuned, to be converted again."""
 
 
 def refuse_other_shape(source: Source, shape: Shape | None) -> None:

@@ -14,6 +14,7 @@ from aether_converters.artefacts import (
     WRITERS,
     Variant,
     integer_graph_bytes,
+    kept_bytes,
     planned_files,
     refuse_other_shape,
 )
@@ -29,6 +30,7 @@ from aether_converters.errors import ConversionError, require
 from aether_converters.int8.plan import Target
 from aether_converters.int8.planning import Int8Options, Quantised, quantise_network
 from aether_converters.int8.trained import as_trained
+from aether_converters.int8.tuning import untold
 from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
@@ -206,7 +208,9 @@ class _Workshop:
 
     def _write(self, target: Path, variant: Variant) -> ArtefactReport:
         content = self._content(variant)
-        reference = self._compared_with(variant.target)
+        # A checkpoint is a float network; only graphs round what trained ranges round.
+        graph = variant.format in GRAPHS
+        reference = self._compared_with(variant.target) if graph else self.reference
         with complete_or_nothing(target, force=self._wanted.force) as partial:
             partial.path.write_bytes(content)
             upscaler = open_upscaler(partial.path, format=variant.format)
@@ -226,6 +230,8 @@ class _Workshop:
         )
 
     def _content(self, variant: Variant) -> bytes:
+        if variant.format == "pth" and variant.target is not None:
+            return kept_bytes(self._origin, self.quantised(variant.target))
         if variant.format in GRAPHS:
             return self._graph(variant.precision, variant.target)
         held = cast(FloatPrecision, variant.precision)
@@ -238,8 +244,14 @@ class _Workshop:
         return WRITERS["onnx"](self._origin, cast(FloatPrecision, precision), shape)
 
     def _quantise(self, runner: Target) -> Quantised:
-        options = self._wanted.int8 or Int8Options()
-        return quantise_network(self._origin.network, runner, options, self._say)
+        return quantise_network(
+            self._origin.network,
+            runner,
+            self._wanted.int8 or Int8Options(),
+            self._say,
+            told=self._build_progress or untold,
+            metadata=self._origin.checkpoint.metadata,
+        )
 
     def _choose_reference(self, runner: Target | None) -> Reference:
         """What a file is compared with: the network as it was trained, with its rounding or not."""
@@ -260,4 +272,6 @@ def _with_quantisation(
         "int8_share": f"{quantised.share:.1%} of the multiply-accumulates",
         "ranges": "; ".join(quantised.notes),
     }
+    if quantised.gains:
+        facts["tuning"] = ", ".join(gain.in_words for gain in quantised.gains)
     return replace(report, details={**report.details, **facts})

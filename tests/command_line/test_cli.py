@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aether_converters.command_line.arguments import seconds
 from aether_converters.command_line.main import main
 from aether_converters.pictures.picture import Picture, to_float
 from aether_converters.pictures.reading import read_picture
@@ -365,3 +367,16 @@ def test_a_shard_that_does_not_exist_is_a_usage_error(shard: str, checkpoint: Pa
     with pytest.raises(SystemExit) as caught:
         main(["upscale", str(checkpoint), str(photo), f"--shard={shard}"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("off", 0.0), ("90s", 90.0), ("2m", 120.0), ("7", 7.0)]
+)
+def test_a_time_is_read_with_its_unit(text: str, expected: float):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1s", "m", "soon", "0"])
+def test_what_is_no_time_is_refused(text: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time such as 90s"):
+        seconds(text)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.graphs.onnx_graph import build_onnx
-from aether_converters.int8.calibration import built_in_patches, calibrate, varied_patches
+from aether_converters.int8.calibration import calibrate
 from aether_converters.int8.check import tensorrt_findings
 from aether_converters.int8.graph import before_shuffle, quantise
+from aether_converters.int8.patches import built_in_patches, varied_patches
 from aether_converters.int8.plan import (
     TARGETS,
     QuantisationPlan,
@@ -335,7 +336,7 @@ def test_what_was_trained_is_what_is_written(target: Target, tmp_path: Path):
     path = tmp_path / "qat.pth"
     torch.save(network.state_dict(), path)
     report = convert(
-        path, tmp_path, to=["onnx"], precision=["int8"], int8=Int8Options(targets=(target,))
+        path, tmp_path, to=["onnx"], precision=["int8"], int8=Int8Options(targets=(target,), tune=0)
     )
     (artefact,) = report.artefacts
     assert artefact.passed, artefact.problem
@@ -366,7 +367,7 @@ def test_published_files_export_with_their_own_ranges_or_say_why_not(case: str, 
     torch.save(golden_cases.checkpoint(golden_cases.CASES[case]), path)
     source = read_source(path)
     for target in TARGETS:
-        made = quantise_network(source.network, target, Int8Options())
+        made = quantise_network(source.network, target, Int8Options(tune=0))
         if made.plan.trained:
             usable = source.network.ranges.usable
             assert made.plan.trained <= set(usable)
@@ -392,14 +393,16 @@ def test_int8_goes_where_it_fits_and_other_precisions_everywhere(tmp_path: Path)
         tmp_path / "out",
         to=["pth", "onnx"],
         precision=["fp32", "int8"],
-        int8=Int8Options(targets=TARGETS),
+        int8=Int8Options(targets=TARGETS, tune=0),
     )
     assert report.passed, [artefact.problem for artefact in report.artefacts]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "2x_tiny_fp32.onnx",
         "2x_tiny_fp32.pth",
         "2x_tiny_int8.onnx",
+        "2x_tiny_int8.pth",
         "2x_tiny_int8_cpu.onnx",
+        "2x_tiny_int8_cpu.pth",
     ]
     for name in ("2x_tiny_int8.onnx", "2x_tiny_int8_cpu.onnx"):
         assert open_upscaler(tmp_path / "out" / name).precision == "int8"
@@ -414,7 +417,7 @@ def test_an_engine_takes_the_file_for_tensorrt(tmp_path: Path):
         tmp_path / "out",
         to=["trt"],
         precision=["int8"],
-        int8=Int8Options(targets=("cpu",), method="minmax"),
+        int8=Int8Options(targets=("cpu",), method="minmax", tune=0),
     )
     (artefact,) = report.artefacts
     assert not artefact.problem
@@ -425,13 +428,13 @@ def test_an_engine_takes_the_file_for_tensorrt(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": ["pth"], "precision": ["int8"]}, "none of the chosen formats holds int8"),
+        ({"to": ["safetensors"], "precision": ["int8"]}, "none of the chosen formats holds int8"),
         ({"int8": Int8Options(everything=True)}, "options for int8 were given"),
         (
             {
                 "to": ["onnx"],
                 "precision": ["int8"],
-                "int8": Int8Options(max_loss=1e-9),
+                "int8": Int8Options(max_loss=1e-9, tune=0),
             },
             "every layer costs more than the allowed loss",
         ),

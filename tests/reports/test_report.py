@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted network with its report, int8 and what each layer costs included."""
     folder = tmp_path_factory.mktemp("report")
     source = saved(folder / "tiny.pth")
-    int8 = Int8Options(targets=("cpu",), method="minmax", sensitivity=True)
+    int8 = Int8Options(targets=("cpu",), method="minmax", sensitivity=True, tune=0)
     out = folder / "out"
     report = convert(
         source, out, to=["pth", "onnx"], precision=["fp32", "int8"], int8=int8, report=True

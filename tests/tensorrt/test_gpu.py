@@ -302,7 +302,7 @@ def test_onnxruntime_computes_on_the_gpu(
     name: ProviderName, precision: Precision, least: float, checkpoint: Path, tmp_path: Path
 ):
     refuse_missing(name)
-    int8 = Int8Options(targets=("tensorrt",)) if precision == "int8" else None
+    int8 = Int8Options(targets=("tensorrt",), tune=0) if precision == "int8" else None
     report = convert(checkpoint, tmp_path, to=["onnx"], precision=[precision], int8=int8)
     (artefact,) = report.artefacts
     cache = tmp_path / "cache" if name == "tensorrt" else None

@@ -160,6 +160,20 @@ def positive(text: str) -> float:
     return value
 
 
+SECONDS_OF: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Reads a time such as 90s, 10m or 600 (seconds), and `off` as none."""
+    if text == "off":
+        return 0.0
+    unit = SECONDS_OF.get(text[-1:])
+    try:
+        return positive(text if unit is None else text[:-1]) * (unit or 1.0)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text} is no time such as 90s or 10m, nor off") from None
+
+
 def shape(text: str) -> tuple[int, ...]:
     """Reads 1x3x720x1280 as (N, C, H, W)."""
     parts = text.lower().split("x")

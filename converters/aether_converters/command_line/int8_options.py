@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from aether_converters.command_line.arguments import (
     list_of,
     positive,
+    seconds,
 )
 from aether_converters.command_line.wildcards import Files
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 INT8_TARGETS: Final = ("tensorrt", "cpu")
 
+DEVICES: Final = ("cpu", "cuda")
+
 CALIBRATION_METHODS: Final = ("mse", "percentile", "minmax")
 
 
-def int8_arguments(convert: argparse.ArgumentParser) -> None:
-    """Options of `convert --precision int8`."""
-    group = convert.add_argument_group("int8")
+def int8_arguments(command: argparse.ArgumentParser) -> None:
+    """Options of `convert` and `release` with `--precision int8`."""
+    group = command.add_argument_group("int8")
     group.add_argument(
         "--int8-target",
         type=list_of(INT8_TARGETS),
@@ -38,8 +41,8 @@ def int8_arguments(convert: argparse.ArgumentParser) -> None:
         action=Files,
         default=[],
         metavar="PATH",
-        help="pictures and folders like those that the model will upscale, from which the ranges "
-        "come (default: built-in pictures)",
+        help="pictures and folders like those that the model will upscale, on which it is "
+        "calibrated and tuned beside built-in ones",
     )
     group.add_argument(
         "--calibration-method",
@@ -57,7 +60,20 @@ def int8_arguments(convert: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--int8-all",
         action="store_true",
-        help="every convolution and linear map, depthwise ones too",
+        help="every convolution and linear map, depthwise ones too, whatever it costs",
+    )
+    group.add_argument(
+        "--tune",
+        type=seconds,
+        metavar="TIME",
+        help="how long the rounded network may learn from the float one, such as 90s or 10m; off "
+        "for not at all (default: 3m)",
+    )
+    group.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where it learns (default: cpu)",
     )
     group.add_argument(
         "--sensitivity", action="store_true", help="measure and list what each layer costs"
@@ -82,5 +98,7 @@ def int8_options(options: argparse.Namespace) -> Int8Options | None:
         everything=options.int8_all,
         sensitivity=options.sensitivity,
         max_loss=options.max_loss,
+        tune=Int8Options.tune if options.tune is None else options.tune,
+        device=options.device,
     )
     return None if int8 == Int8Options() else int8

@@ -18,6 +18,7 @@ from aether_converters.command_line.arguments import (
     name_part,
     paragraphs,
 )
+from aether_converters.command_line.int8_options import int8_arguments, int8_options
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
 from aether_converters.command_line.wildcards import Files
@@ -79,6 +80,7 @@ def add_release(commands: Any) -> None:
         help="pictures and folders to show it on (default: a bundled one)",
     )
     command.add_argument("--force", action="store_true", help="replace files that exist")
+    int8_arguments(command)
     checkpoint_options(command, strict=True)
 
 
@@ -109,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
             pictures=options.pictures,
             force=options.force,
             strict=options.strict,
+            int8=int8_options(options),
             progress=advance,
             build_progress=advance.detail,
             **options.constants,

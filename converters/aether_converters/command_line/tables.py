@@ -61,6 +61,10 @@ def _print_quantisation(report: Report) -> None:
                 f"{artefact.path.name}: {artefact.details['int8_layers']} layers in int8, "
                 f"{artefact.details['int8_share']}; {artefact.details['ranges']}"
             )
+        if artefact.colour is not None:
+            say(f"{artefact.path.name}: colours move by {artefact.colour.in_words}")
+        if "tuning" in artefact.details:
+            say(f"{artefact.path.name}: tuned: {artefact.details['tuning']}")
         for name in ("int8_share_tensorrt", "int8_share_cpu", "tensorrt"):
             if name in artefact.details:
                 say(f"{artefact.path.name}: {name.replace('_', ' ')}: {artefact.details[name]}")
@@ -90,6 +94,7 @@ def _print_proofs(report: Report) -> None:
             proof.picture,
             "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
             f"{proof.ssim:.4f}",
+            f"{proof.shift:.2f}",
             "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
             "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
             "-" if proof.loss is None else f"{proof.loss:.3f} dB",
@@ -102,6 +107,7 @@ PROOF_COLUMNS: Final = (
     ("picture", "left"),
     ("PSNR to source", "right"),
     ("SSIM to source", "right"),
+    ("colour", "right"),
     ("to original", "right"),
     ("SSIM", "right"),
     ("loss", "right"),

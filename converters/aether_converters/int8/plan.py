@@ -187,8 +187,8 @@ def has_picture_grid(config: AetherConfig) -> bool:
     return config.in_chans == 3 and not config.stored_mean and config.img_range == 1.0
 
 
-def recentred(network: AetherNet) -> AetherNet:
-    """A copy that subtracts 128 / 255 instead of the mean, and computes the same.
+def recentred(network: AetherNet, *, back: bool = False) -> AetherNet:
+    """A copy that subtracts 128 / 255 instead of the mean, or again the mean: it computes the same.
 
     8-bit pixels then lie on the grid `PICTURE`; around the mean of 127.5 / 255 each would fall in
     the middle between two of its values, and rounding would darken the picture. The difference is
@@ -197,8 +197,8 @@ def recentred(network: AetherNet) -> AetherNet:
     moved = copy.deepcopy(network)
     if not has_picture_grid(network.config):
         return moved
-    shift = 128 / LEVELS - RGB_MEAN
-    moved.mean = RGB_MEAN + shift
+    shift = RGB_MEAN - 128 / LEVELS if back else 128 / LEVELS - RGB_MEAN
+    moved.mean = RGB_MEAN if back else RGB_MEAN + shift
     first, last = (cast(nn.Conv2d, getattr(moved, name)) for name in (FIRST, LAST))
     with torch.no_grad():
         _bias(first).add_(shift * first.weight.sum(dim=(1, 2, 3)))
@@ -240,7 +240,7 @@ def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
             layer.register_forward_pre_hook(_round_input(grid))
     for name, grid in plan.outputs.items():
         # The last layer's result is the picture only with the mean.
-        mean = _mean(copied) if name == LAST else 0.0
+        mean = added_mean(copied) if name == LAST else 0.0
         copied.get_submodule(name).register_forward_hook(_round_output(grid, mean))
     for name, grid in plan.activations.items():
         part = cast(Any, copied.get_submodule(name))
@@ -248,7 +248,7 @@ def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
     return copied
 
 
-def _mean(network: AetherNet) -> float:
+def added_mean(network: AetherNet) -> float:
     """What is added to the last convolution's result."""
     return 0.0 if isinstance(network.mean, Tensor) else network.mean
 

@@ -27,11 +27,13 @@ class PictureProof:
         source_psnr: Of the source network against the original; None without one.
         loss: By how much the artefact lies further from the original than the source, in dB.
         difference: The picture that shows the difference, amplified; None if none was written.
+        shift: Largest difference of a channel's mean to the source network, in levels of 255.
     """
 
     picture: str
     psnr: float | None
     ssim: float
+    shift: float = 0.0
     original_psnr: float | None = None
     original_ssim: float | None = None
     source_psnr: float | None = None
@@ -111,21 +113,24 @@ class Limit:
             largest output of networks that go beyond it.
         psnr: Least peak signal-to-noise ratio against the source's output, in dB.
         advice: What to do about an artefact with less of it.
+        shift: Largest difference of a channel's mean, in levels of 255.
     """
 
     max_difference: float | None = None
     psnr: float | None = None
     advice: str = "use the fp32 file"
+    shift: float | None = None
 
     def in_words(self, peak: float) -> str:
         """The limit for outputs of up to `peak`, in a few words."""
         if self.max_difference is not None:
             return f"max diff <= {self.max_difference * peak:.0e}"
-        return f"PSNR >= {self.psnr:g} dB"
+        colour = "" if self.shift is None else f", colour <= {self.shift:g} levels"
+        return f"PSNR >= {self.psnr:g} dB{colour}"
 
 
 INT8: Final = Limit(
-    psnr=35.0, advice="convert with more pictures for --calibration, or with --max-loss 0.05"
+    psnr=35.0, shift=6.0, advice="tune longer with --tune 10m, or convert with --max-loss 0.05"
 )
 
 
@@ -159,14 +164,42 @@ class Difference:
         ssim: Structural similarity between black and white, the mean over all that was compared.
         peak: Largest absolute value that was expected, at least 1.
         digest: SHA-256 of what the artefact gave.
+        shift: Largest difference of a channel's mean over what was compared of a picture.
     """
 
     max: float
     mean: float
+    shift: float
     psnr: float
     ssim: float
     peak: float
     digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """How far colours move: the largest difference of a channel's mean, in levels of 255.
+
+    Attributes:
+        pictures: Of all pictures that were compared.
+        flat: Of patches of one colour; None for files that take one size alone.
+        patch: The colour that moves furthest, such as `0/255/0`; empty where none was compared.
+    """
+
+    pictures: float
+    flat: float | None = None
+    patch: str = ""
+
+    @property
+    def shift(self) -> float:
+        """The larger of both."""
+        return max(self.pictures, self.flat or 0.0)
+
+    @property
+    def in_words(self) -> str:
+        """Such as `0.1 levels on pictures, 0.3 on flat 0/255/0`."""
+        flat = "" if self.flat is None else f", {self.flat:.2f} on flat {self.patch}"
+        return f"{self.pictures:.2f} levels of 255 on pictures{flat}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +233,7 @@ class ArtefactReport:
         pictures: How it upscales each picture that was given.
         speed: How fast it was, where a report asked for it.
         views: How it enlarges what a report shows.
+        colour: What becomes of colours, of files in int8.
     """
 
     path: Path
@@ -220,6 +254,7 @@ class ArtefactReport:
     pictures: tuple[PictureProof, ...] = ()
     speed: Speed | None = None
     views: tuple[View, ...] = ()
+    colour: Colour | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values; what is no number there becomes None."""

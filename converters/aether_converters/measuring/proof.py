@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aether_converters.atomic import complete_or_nothing
 from aether_converters.errors import ConversionError
+from aether_converters.measuring.colour import LEVELS
 from aether_converters.measuring.figures import PictureProof
 from aether_converters.pictures.comparison import Pair
 from aether_converters.runtimes.upscaler import Image
@@ -53,13 +54,18 @@ def _proof(
     output: Image, pair: Pair, source: Image, differences: Callable[[str], Path] | None
 ) -> PictureProof:
     found, exact = _compared(output), _compared(source)
+    shift = float((found - exact).mean(dim=(0, 2, 3)).abs().max()) * LEVELS
     place = None
     if differences is not None:
         place = differences(pair.name)
         _write_difference(output, source, place)
     if pair.original is None:
         return PictureProof(
-            picture=pair.name, psnr=psnr(found, exact), ssim=ssim(found, exact), difference=place
+            picture=pair.name,
+            psnr=psnr(found, exact),
+            ssim=ssim(found, exact),
+            shift=shift,
+            difference=place,
         )
     if pair.original.shape != output.shape:
         raise ConversionError(
@@ -73,6 +79,7 @@ def _proof(
         picture=pair.name,
         psnr=psnr(found, exact),
         ssim=ssim(found, exact),
+        shift=shift,
         original_psnr=ours,
         original_ssim=ssim(found, truth),
         source_psnr=theirs,

@@ -15,6 +15,12 @@ import numpy as np
 import torch
 
 from aether_converters.errors import ConversionError
+from aether_converters.measuring.colour import (
+    FLAT_SIDE,
+    LEVELS,
+    furthest_colour,
+    mean_shift,
+)
 from aether_converters.measuring.exhibit import (
     Exhibit,
     computed_by,
@@ -26,6 +32,7 @@ from aether_converters.measuring.figures import (
     ENGINE_LIMITS,
     LIMITS,
     ArtefactReport,
+    Colour,
     Difference,
     Limit,
     SceneViews,
@@ -216,7 +223,7 @@ def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
     Those of int8 files end at black and white, so the source's do as well.
     """
     ends = (0.0, 1.0) if upscaler.precision == "int8" else (-math.inf, math.inf)
-    largest, total, squares, count, peak = 0.0, 0.0, 0.0, 0, 1.0
+    largest, total, squares, count, peak, shift = 0.0, 0.0, 0.0, 0, 1.0, 0.0
     likeness: list[float] = []
     digest = hashlib.sha256()
     for case in cases:
@@ -233,6 +240,7 @@ def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
             count += error.size
             peak = max(peak, float(np.abs(expected).max()))
             likeness.append(_likeness(found, expected))
+            shift = max(shift, mean_shift(found, expected))
     rmse = math.sqrt(squares / count)
     psnr = (
         math.inf
@@ -244,6 +252,7 @@ def compare(upscaler: Upscaler, cases: Iterable[Case]) -> Difference:
     return Difference(
         max=largest,
         mean=total / count,
+        shift=shift,
         psnr=psnr,
         ssim=sum(likeness) / len(likeness),
         peak=peak,
@@ -283,7 +292,8 @@ def verify_artefact(
     limits = ENGINE_LIMITS if upscaler.format == "trt" else LIMITS
     limit = limits[upscaler.precision]
     difference = compare(upscaler, reference.cases(upscaler))
-    problem = _problem(difference, limit)
+    colour = _colour(upscaler, reference, difference)
+    problem = _problem(difference, colour, limit)
     if upscaler.format == "onnx" and upscaler.precision == "fp16" and reference.overflows_in_half:
         problem = "its activations overflow float16 on a GPU: use the fp32 file"
     content = upscaler.path.read_bytes()
@@ -305,14 +315,27 @@ def verify_artefact(
         details=upscaler.details,
         speed=shown.speed,
         views=shown.views,
+        colour=colour,
     )
+
+
+def _colour(upscaler: Upscaler, reference: Reference, difference: Difference) -> Colour | None:
+    """What becomes of colours in an int8 file."""
+    if upscaler.precision != "int8":
+        return None
+    pictures = LEVELS * difference.shift
+    side = (FLAT_SIDE, FLAT_SIDE)
+    if upscaler.fixed_size is not None or upscaler.accepted_size(*side) != side:
+        return Colour(pictures=pictures)
+    flat, patch = furthest_colour(upscaler.run, reference.run, reference.config.in_chans)
+    return Colour(pictures=pictures, flat=flat, patch=patch)
 
 
 def _facts(scale: int, channels: tuple[int, int]) -> str:
     return f"{scale}x, {channels[0]} channels in and {channels[1]} out"
 
 
-def _problem(difference: Difference, limit: Limit) -> str:
+def _problem(difference: Difference, colour: Colour | None, limit: Limit) -> str:
     if not math.isfinite(difference.max):
         return "it gives NaN or Inf where the source does not: use the fp32 file"
     if limit.max_difference is not None:
@@ -321,4 +344,6 @@ def _problem(difference: Difference, limit: Limit) -> str:
             return f"max difference {difference.max:.1e} is above {allowed:.0e}"
     if limit.psnr is not None and difference.psnr < limit.psnr:
         return f"PSNR {difference.psnr:.1f} dB is below {limit.psnr:g} dB: {limit.advice}"
+    if colour is not None and limit.shift is not None and colour.shift > limit.shift:
+        return f"colours move by {colour.in_words}, beyond {limit.shift:g}: {limit.advice}"
     return ""

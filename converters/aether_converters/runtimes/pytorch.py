@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from aether_spandrel.constants import Constants
 from aether_spandrel.inference import FastAetherNet, build_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
 
+TUNED: Final = "int8_plan"
+"""The entry of the metadata that says so; see `int8.keeping`."""
+
 
 def open_checkpoint(path: Path, format: Format, device: str, constants: Constants) -> Upscaler:
     """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`.
@@ -40,14 +44,16 @@ def open_checkpoint(path: Path, format: Format, device: str, constants: Constant
         CheckpointError: It cannot be read or is no AetherNet.
         ModelError: The device is not there.
     """
-    network = read_network(read_checkpoint(path), **constants)
+    checkpoint = read_checkpoint(path)
+    network = read_network(checkpoint, **constants)
     fused = fuse(network)
     config = fused.config
     runner = _Runner(path, _moved(fused, device, path), device)
     return Upscaler(
         path=path,
         format=format,
-        precision=precision_name(network.dtype),
+        # What int8 tuning has left lies as far from its source as its weights are rounded.
+        precision="int8" if TUNED in checkpoint.metadata else precision_name(network.dtype),
         channels=(config.in_chans, config.out_chans),
         scale=config.scale,
         receptive_radius=config.receptive_radius,

@@ -1,0 +1,370 @@
+"""A rounded network learns to give what the float network gives, on pictures without originals.
+
+Rounding is passed over by gradients where nothing saturates (the straight-through estimator,
+arXiv:1308.3432); steps of activations are learnt as in LSQ (Esser et al., arXiv:1902.08153). The
+large depthwise kernels stay as they are: they are float, and their gradients would take longer than
+all the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aether_converters.int8.plan import (
+    LAST,
+    PICTURE,
+    PIXELS,
+    WEIGHT_LIMIT,
+    Grid,
+    QuantisationPlan,
+    added_mean,
+    is_depthwise,
+    layers_of,
+)
+from aether_core import AetherNet, Block, weight_scales
+
+COLOUR: Final = 1.0
+"""How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
+
+WEIGHT_RATE: Final = 3e-5
+SHIFT_RATE: Final = 1e-4  # of biases and norms
+STEP_RATE: Final = 3e-3  # of the logarithms of steps
+WARM_UP: Final = 10  # batches in which rates rise
+PART: Final = 48  # channels of a depthwise convolution at a time, for which oneDNN is fast
+SEED: Final = 20261128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """A network with what is rounded of it.
+
+    Attributes:
+        network: Fused, in float32.
+        plan: What is rounded.
+        exact: The same network before its weights were rounded, if they were.
+    """
+
+    network: AetherNet
+    plan: QuantisationPlan
+    exact: AetherNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """What is learnt from.
+
+    Attributes:
+        pictures: (N, C, H, W) in [0, 1].
+        expected: What the float network makes of each.
+        batches: How many are learnt from.
+        batch: Pictures in each.
+        rate: How fast, relative to the rates of this module.
+        seconds: Fewer batches are learnt from where all would take longer.
+    """
+
+    pictures: Tensor
+    expected: Tensor
+    batches: int
+    batch: int
+    rate: float
+    seconds: float
+
+
+def picture_error(differences: Tensor) -> Tensor:
+    """What is made small: the squared error of pixels and, weighed, of each channel's mean."""
+    return differences.square().mean() + COLOUR * differences.mean(dim=(2, 3)).square().mean()
+
+
+def distilled(
+    start: Rounded, lessons: Lessons, progress: Callable[[int, int, float], None]
+) -> Iterator[Rounded]:
+    """States of the network while it learns, the last being the end; the start is left alone.
+
+    Args:
+        start: Whose weights lie on their grids.
+        lessons: What it learns from.
+        progress: Called after each batch with batches done and to do and the error of late.
+    """
+    device = lessons.pictures.device
+    learner = _Learner(start, device)
+    optimiser = torch.optim.Adam(learner.rates(), betas=(0.9, 0.99))
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    random = torch.Generator().manual_seed(SEED)
+    total, late, began = lessons.batches, 0.0, time.monotonic()
+    done, shown = 0, 0
+    while done < total:
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = lessons.rate * peak * _share_of_rate(done, total)
+        chosen = torch.randint(len(lessons.pictures), (lessons.batch,), generator=random)
+        found = learner.network(lessons.pictures[chosen])
+        error = picture_error(found - lessons.expected[chosen])
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        done += 1
+        late = float(error.detach()) if done == 1 else late + 0.05 * (float(error.detach()) - late)
+        total = min(total, _affordable(done, began, lessons.seconds))
+        progress(done, total, late)
+        if done * STATES >= (shown + 1) * total or done >= total:
+            shown += 1
+            yield learner.state(start)
+
+
+STATES: Final = 4  # how many states of a training are looked at
+
+
+def _affordable(done: int, began: float, seconds: float) -> int:
+    """How many batches fit into the time at the speed so far."""
+    return max(int(done * seconds / max(time.monotonic() - began, 1e-3)), done)
+
+
+def _share_of_rate(done: int, total: int) -> float:
+    """Of the largest rate: a short rise, then half a cosine."""
+    return min(1.0, (done + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+class _Learner:
+    """A network that rounds what its plan says and lets gradients pass."""
+
+    def __init__(self, start: Rounded, device: torch.device) -> None:
+        self.steps: dict[Grid, nn.Parameter] = {}
+        self.network = copy.deepcopy(start.network).to(device)
+        self._device = device
+        for part in self.network.modules():
+            if isinstance(part, (Block, AetherNet)):
+                part.quantised = True  # every layer is then called by itself
+        self.network.requires_grad_(False)
+        for name, layer in layers_of(self.network).items():
+            parent, _, key = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), key, self._learning(name, layer, start))
+        for name, grid in start.plan.activations.items():
+            part = cast(Any, self.network.get_submodule(name))
+            part.activation = _after(part.activation, self._rounding(grid))
+        for norm in self._norms().values():
+            norm.requires_grad_(True)
+
+    def _learning(self, name: str, layer: nn.Module, start: Rounded) -> nn.Module:
+        taken, given = start.plan.inputs.get(name), start.plan.outputs.get(name)
+        # The last layer's result is the picture only with the mean.
+        mean = added_mean(start.network) if name == LAST else 0.0
+        return _Layer(
+            cast(nn.Conv2d, layer),
+            None if taken is None else self._rounding(taken),
+            None if given is None else _around(self._rounding(given), mean),
+        )
+
+    def _rounding(self, grid: Grid) -> Callable[[Tensor], Tensor]:
+        fixed = grid in (*PICTURE.values(), PIXELS)
+        if grid not in self.steps:
+            start = torch.zeros((), device=self._device)
+            self.steps[grid] = nn.Parameter(start, requires_grad=not fixed)
+        return _Rounding(grid, self.steps[grid])
+
+    def _norms(self) -> dict[str, nn.Module]:
+        """Everything with weights that is no layer."""
+        return {
+            name: part
+            for name, part in cast("Iterator[tuple[str, nn.Module]]", self.network.named_modules())
+            if not isinstance(part, _Layer) and list(part.parameters(recurse=False))
+        }
+
+    def rates(self) -> list[dict[str, Any]]:
+        """What is learnt, and how fast."""
+        layers = [part for part in self.network.modules() if isinstance(part, _Layer)]
+        weights = [layer.weight for layer in layers if layer.weight.requires_grad]
+        shifts = [layer.bias for layer in layers]
+        shifts += [tensor for norm in self._norms().values() for tensor in norm.parameters(False)]
+        steps = [step for step in self.steps.values() if step.requires_grad]
+        groups = ((weights, WEIGHT_RATE), (shifts, SHIFT_RATE), (steps, STEP_RATE))
+        return [{"params": tensors, "lr": rate} for tensors, rate in groups if tensors]
+
+    @torch.no_grad()
+    def state(self, start: Rounded) -> Rounded:
+        """What has been learnt so far, with weights on their grids."""
+        network = copy.deepcopy(start.network)
+        for name, layer in layers_of(network).items():
+            learnt = cast(_Layer, self.network.get_submodule(name))
+            layer.weight.copy_(learnt.on_grid())
+            cast(Tensor, layer.bias).copy_(learnt.bias)
+        for name, norm in self._norms().items():
+            network.get_submodule(name).load_state_dict(norm.state_dict(), strict=False)
+
+        def grids(of: Mapping[str, Grid]) -> dict[str, Grid]:
+            return {name: self._learnt(grid) for name, grid in of.items()}
+
+        plan = start.plan
+        plan = replace(
+            plan,
+            inputs=grids(plan.inputs),
+            outputs=grids(plan.outputs),
+            activations=grids(plan.activations),
+        )
+        return Rounded(network=network, plan=plan, exact=start.exact)
+
+    def _learnt(self, grid: Grid) -> Grid:
+        step = self.steps[grid]
+        if not step.requires_grad:
+            return grid
+        return replace(grid, scale=float(torch.tensor(grid.scale) * step.detach().exp().cpu()))
+
+
+class _Layer(nn.Module):
+    """A convolution or linear map whose input, weights and result are rounded as a plan says."""
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        taken: Callable[[Tensor], Tensor] | None,
+        given: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self._taken, self._given = taken, given
+        self._linear = isinstance(layer, nn.Linear)
+        self._depthwise = is_depthwise(layer)
+        self._padding = 0 if isinstance(layer, nn.Linear) else layer.padding[0]
+        self._groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        weight = layer.weight.detach()
+        self._steps = weight_scales(weight).reshape(-1, *[1] * (weight.dim() - 1))
+        learnt = taken is not None and not self._depthwise
+        self.weight = nn.Parameter(weight.clone(), requires_grad=learnt)
+        self.bias = nn.Parameter(cast(Tensor, layer.bias).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        weight = self.weight
+        if self._taken is not None:
+            x = self._taken(x)
+            weight = cast(Tensor, _Nearest.apply(weight, self._steps))
+        if self._depthwise:
+            y = cast(Tensor, _Depthwise.apply(x, weight)) + self.bias[:, None, None]
+        elif self._linear:
+            y = F.linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
+        else:
+            y = F.conv2d(x, weight, self.bias, padding=self._padding, groups=self._groups)
+        return y if self._given is None else self._given(y)
+
+    def on_grid(self) -> Tensor:
+        """The weights as they are rounded, each row's largest being 127 steps.
+
+        Rows whose largest weight has become smaller get it back, for their step follows from it.
+        """
+        if self._taken is None:
+            return self.weight.detach()
+        integers = _integers(self.weight.detach(), self._steps).flatten(1)
+        largest = integers.abs().argmax(dim=1, keepdim=True)
+        ends = integers.gather(1, largest).sign() * WEIGHT_LIMIT
+        return integers.scatter(1, largest, ends).reshape(self.weight.shape) * self._steps
+
+
+def _integers(weight: Tensor, steps: Tensor) -> Tensor:
+    return (weight / steps).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+
+
+class _Rounding:
+    """Rounds to a grid whose step is learnt."""
+
+    def __init__(self, grid: Grid, learnt: Tensor) -> None:
+        self._learnt, self._limits = learnt, grid.limits
+        self._scale = torch.tensor(grid.scale, device=learnt.device)
+        self._zero = torch.tensor(grid.zero_point, dtype=torch.int32, device=learnt.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        step = self._scale * self._learnt.exp()
+        return cast(Tensor, _ToGrid.apply(x, step, self._zero, *self._limits))
+
+
+def _after(
+    function: Callable[[Tensor], Tensor], rounding: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    return lambda x: rounding(function(x))
+
+
+def _around(rounding: Callable[[Tensor], Tensor], mean: float) -> Callable[[Tensor], Tensor]:
+    return (lambda x: rounding(x + mean) - mean) if mean else rounding
+
+
+class _ToGrid(torch.autograd.Function):
+    """Rounding of activations, with gradients for the values within the range and for the step."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int
+    ) -> Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(x, step, zero, low, high)
+        ctx.save_for_backward(x, step, zero, rounded)
+        ctx.limits = (low, high)
+        return rounded
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, step, zero, rounded = ctx.saved_tensors
+        low, high = ctx.limits
+        inside = (x >= (low - 0.5 - zero) * step) & (x <= (high + 0.5 - zero) * step)
+        passed = gradient * inside
+        of_step = ((gradient * rounded).sum() - (passed * x).sum()) / step
+        return passed, of_step, None, None, None
+
+
+class _Nearest(torch.autograd.Function):
+    """Rounding of weights, which gradients pass."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, weight: Tensor, steps: Tensor
+    ) -> Tensor:
+        del ctx
+        return _integers(weight, steps) * steps
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        del ctx
+        return gradient, None
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution whose kernel is not learnt; backwards, one by the mirrored kernel."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, kernel: Tensor
+    ) -> Tensor:
+        ctx.kernel = kernel
+        return _convolved(x, kernel)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return _convolved(gradient, ctx.kernel.flip(2, 3)), None
+
+
+def _parts(x: Tensor, dim: int) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", x.split(PART, dim=dim))
+
+
+def _convolved(x: Tensor, kernel: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return F.conv2d(x, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
+    parts = [
+        F.conv2d(
+            part.contiguous(memory_format=torch.channels_last),
+            weights,
+            padding=kernel.shape[-1] // 2,
+            groups=len(weights),
+        )
+        for part, weights in zip(_parts(x, 1), _parts(kernel, 0), strict=True)
+    ]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

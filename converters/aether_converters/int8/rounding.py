@@ -1,0 +1,207 @@
+"""Weights rounded so that their errors cancel in what a layer gives, not each to its nearest value.
+
+The inputs that a convolution sees at once are alike, as neighbouring pixels are. So what rounding
+one weight adds, the others can take away again: column by column each weight is rounded, and those
+that are not yet move by what the covariance of the inputs says. It is the classic way to prune and
+round by second derivatives (Hassibi and Stork, NIPS 1992; Frantar et al., arXiv:2210.17323), which
+takes one run of the network and a Cholesky decomposition a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aether_converters.int8.calibration import AT_ONCE, called_layer_by_layer
+from aether_converters.int8.plan import WEIGHT_LIMIT, QuantisationPlan
+from aether_core import AetherNet, weight_scales
+
+ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, about
+DAMPING: Final = 0.003  # of the mean variance, added to each: what the patches did not show
+SHARES: Final = (0.98, 0.94, 0.89, 0.83)
+"""Of a row's largest weight: where its range is tried to end."""
+BLOCK: Final = 64  # columns whose consequences for later ones are summed up first
+
+
+@dataclass
+class Moments:
+    """What a layer's input is like, where a weight meets it.
+
+    Attributes:
+        second: (groups, K + 1, K + 1), the mean products of the K rounded inputs of an output and
+            of 1, so that its last row holds their means.
+        exact: (groups, K), the means before rounding.
+    """
+
+    second: Tensor
+    exact: Tensor
+
+
+@torch.no_grad()
+def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> AetherNet:
+    """A copy whose weights lie on their int8 grids, and whose biases make up for what is left.
+
+    Each row's largest weight is 127 steps, so that `plan.quantised_weight` finds the same steps and
+    integers again.
+
+    Args:
+        network: Fused, in float32.
+        plan: Which layers, and on which grids their inputs lie.
+        batch: Pictures (N, C, H, W) in [0, 1].
+    """
+    rounded = copy.deepcopy(network)
+    for name, moments in input_moments(network, plan, batch).items():
+        layer = cast(nn.Conv2d, rounded.get_submodule(name))
+        groups, size = moments.exact.shape
+        means = moments.second[:, -1, :-1]
+        covariance = moments.second[:, :-1, :-1] - means[:, :, None] * means[:, None]
+        weight = layer.weight.detach().reshape(groups, -1, size)
+        found = rounded_rows(weight, covariance)
+        kept = weight @ moments.exact[:, :, None] - found @ means[:, :, None]
+        layer.weight = nn.Parameter(found.reshape(layer.weight.shape), requires_grad=False)
+        cast(Tensor, layer.bias).add_(kept.flatten())
+    return rounded
+
+
+@torch.no_grad()
+def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> dict[str, Moments]:
+    """By layer of a plan, what its input is like in the float network."""
+    found: dict[str, Moments] = {}
+    with called_layer_by_layer(network), ExitStack() as hooks:
+        for name in plan.inputs:
+            handle = network.get_submodule(name).register_forward_pre_hook(
+                _summing(found, name, plan)
+            )
+            hooks.callback(handle.remove)
+        for start in range(0, len(batch), AT_ONCE):
+            network(batch[start : start + AT_ONCE])
+    return {
+        name: Moments(
+            second=sums.second / sums.second[:, -1:, -1:],
+            exact=sums.exact / sums.second[:, -1, -1:],
+        )
+        for name, sums in found.items()
+    }
+
+
+def _summing(found: dict[str, Moments], name: str, plan: QuantisationPlan) -> Any:
+    grid = plan.inputs[name]
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        exact = met_inputs(layer, inputs[0])
+        rows = F.pad(met_inputs(layer, grid.rounded(inputs[0])), (0, 1), value=1.0)
+        second, sums = rows.transpose(1, 2) @ rows, exact.sum(dim=1)
+        if name in found:
+            second, sums = found[name].second + second, found[name].exact + sums
+        found[name] = Moments(second=second, exact=sums)
+
+    return hook
+
+
+def met_inputs(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the weights of an output meet at some places of x (N, C, H, W): (groups, places, K)."""
+    step = max(int((x.shape[2] * x.shape[3] / ROWS) ** 0.5), 1) | 1  # odd: all places of a shuffle
+    side = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    rows = F.unfold(x, side, padding=side // 2, stride=step)  # (N, groups * K, places)
+    return rows.reshape(len(x), groups, -1, rows.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def rounded_rows(weight: Tensor, covariance: Tensor) -> Tensor:
+    """Weights on the int8 grid of each row whose errors cancel as far as they can.
+
+    Of several ranges each row has that in which its output changes least, and is rounded to the
+    nearest values where nothing is better.
+
+    Args:
+        weight: (groups, rows, K).
+        covariance: (groups, K, K), of what the weights meet.
+    """
+    largest = weight.abs().amax(dim=2, keepdim=True)
+    steps = torch.cat([largest * share for share in SHARES], dim=1) / WEIGHT_LIMIT
+    tried = _compensated(weight.repeat(1, len(SHARES), 1), steps.clamp(min=1e-12), covariance)
+    found = _nearest(weight)
+    least = _output_error(found - weight, covariance)
+    for candidate, step in zip(
+        tried.chunk(len(SHARES), dim=1), steps.chunk(len(SHARES), dim=1), strict=True
+    ):
+        error = _output_error(candidate - weight, covariance)
+        whole = (candidate.abs().amax(dim=2) / step[:, :, 0]).round() == WEIGHT_LIMIT
+        better = whole & (error < least)
+        found = torch.where(better[:, :, None], candidate, found)
+        least = torch.where(better, error, least)
+    return found
+
+
+def _nearest(weight: Tensor) -> Tensor:
+    steps = weight_scales(weight.flatten(0, 1)).reshape(*weight.shape[:2], 1)
+    return (weight / steps).round() * steps
+
+
+def _output_error(error: Tensor, covariance: Tensor) -> Tensor:
+    return ((error @ covariance) * error).sum(dim=2)
+
+
+def _compensated(weight: Tensor, steps: Tensor, covariance: Tensor) -> Tensor:
+    """Round column after column, and move what is left by what each error asks for."""
+    order, factor = _order_and_factor(covariance)
+    columns = order[:, None].expand_as(weight)
+    left, rounded = weight.gather(2, columns), torch.empty_like(weight)
+    for block in _blocks(weight.shape[2]):
+        errors: list[Tensor] = []
+        for column in range(block.start, block.stop):
+            value = left[:, :, column : column + 1]
+            nearest = (value / steps).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT) * steps
+            rounded[:, :, column : column + 1] = nearest
+            errors.append((value - nearest) / factor[:, column, column][:, None, None])
+            later = factor[:, column : column + 1, column : block.stop]
+            left[:, :, column : block.stop] -= errors[-1] * later
+        left[:, :, block.stop :] -= torch.cat(errors, dim=2) @ factor[:, block, block.stop :]
+    return torch.empty_like(weight).scatter(2, columns, rounded)
+
+
+def _blocks(columns: int) -> Iterator[slice]:
+    for start in range(0, columns, BLOCK):
+        yield slice(start, min(start + BLOCK, columns))
+
+
+def _order_and_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns from the largest variance on, and the Cholesky factor (upper) of the inverse."""
+    variances = covariance.diagonal(dim1=1, dim2=2).double()
+    order = variances.argsort(dim=1, descending=True, stable=True)
+    sorted_rows = covariance.double().gather(1, order[:, :, None].expand_as(covariance))
+    damped = sorted_rows.gather(2, order[:, None].expand_as(covariance))
+    damping = DAMPING * variances.mean(dim=1).clamp(min=1e-20)
+    damped = damped + damping[:, None, None] * torch.eye(damped.shape[1], dtype=torch.float64)
+    cholesky = cast("Callable[..., Tensor]", torch.linalg.cholesky)
+    inverse = torch.cholesky_inverse(cholesky(damped))
+    return order, cholesky(inverse, upper=True).float()
+
+
+def largest_inputs(
+    network: AetherNet, layers: Mapping[str, object], batch: Tensor
+) -> dict[str, Tensor]:
+    """By layer, the largest absolute value (C) of each channel of its input."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            seen = inputs[0].abs().amax(dim=(0, 2, 3))
+            found[name] = torch.maximum(found[name], seen) if name in found else seen
+
+        return hook
+
+    with torch.inference_mode(), called_layer_by_layer(network), ExitStack() as hooks:
+        for name in layers:
+            handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
+            hooks.callback(handle.remove)
+        for start in range(0, len(batch), AT_ONCE):
+            network(batch[start : start + AT_ONCE])
+    return found

@@ -1,0 +1,262 @@
+"""A calibrated network made better, step after step, by the network it was made from.
+
+No step needs pictures with originals: what the float network gives is what int8 should give. Each
+is measured on patches from which nothing is learnt, and left out where it does not pay.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aether_converters.int8.calibration import called_layer_by_layer
+from aether_converters.int8.distillation import Lessons, Rounded, distilled, picture_error
+from aether_converters.int8.migration import migrated
+from aether_converters.int8.patches import Patches
+from aether_converters.int8.plan import LEVELS, QuantisationPlan, simulate
+from aether_converters.int8.rounding import largest_inputs, rounded_weights
+from aether_converters.int8.sensitivity import loss_of, macs_per_pixel
+from aether_converters.runtimes.upscaler import Image
+from aether_core import AetherNet
+
+Device = Literal["cpu", "cuda"]
+Told = Callable[[str, int, int], None]
+
+
+def untold(_step: str, _done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+SECONDS: Final = 180.0
+"""To learn, if nothing else is said: with all else less than 5 minutes on two cores."""
+
+LEAST_PSNR: Final = 37.0  # dB to the float network; figures.INT8 wants 35 of finished files
+LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 of finished files
+"""Beyond that, layers go back to float."""
+
+FEW: Final = 6  # one in so many patches tells which layer costs most
+STRENGTH: Final = 0.75
+"""How far channels become equally large."""
+
+BATCH: Final = 2  # pictures
+MOST_BATCHES: Final = 1000
+SPEED: Final = 30e9
+"""Multiply-accumulates a second, three for each of the network's, with which batches are counted.
+
+How many batches are learnt from must not depend on what else the machine does, or no two files
+would be the same; a slower machine meets the deadline, and says so.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What a step of tuning has brought.
+
+    Attributes:
+        step: In words.
+        psnr: Against the float network afterwards, on patches from which nothing was learnt, in dB.
+        kept: Whether it was better than before; what was worse was left out.
+        seconds: Time it took.
+        note: What else there is to say, such as why it ended early.
+    """
+
+    step: str
+    psnr: float
+    kept: bool
+    seconds: float
+    note: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """Such as `distilled 50.1 dB`."""
+        left_out = "" if self.kept else " (left out)"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.step} {self.psnr:.1f} dB{left_out}{note}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """What the steps of a tuning have in common.
+
+    Attributes:
+        patches: Pictures to learn from, and others to measure on.
+        calibrated: Makes a plan of the same layers for a network whose weights have moved.
+        seconds: In which the network may learn; what is computed at once takes as long as it takes.
+        device: On which it learns.
+        told: Called with a few words, and how much is done of how much.
+    """
+
+    exact: AetherNet
+    patches: Patches
+    calibrated: Callable[[AetherNet], QuantisationPlan]
+    seconds: float = SECONDS
+    device: Device = "cpu"
+    told: Told = untold
+    held_out: Tensor = field(init=False)
+    expected: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Run the float network on what is held out."""
+        held_out = _batch(self.patches.held_out)
+        object.__setattr__(self, "held_out", held_out)
+        object.__setattr__(self, "expected", _run(self.exact, held_out))
+
+    def error(self, state: Rounded, places: Sequence[int] | None = None) -> float:
+        """How far a state lies from the float network, on some patches; see `picture_error`."""
+        return float(picture_error(self._differences(state, places)))
+
+    def psnr(self, state: Rounded) -> float:
+        """Against the float network, in dB."""
+        return -10 * math.log10(max(float(self._differences(state).square().mean()), 1e-20))
+
+    def fit(self, state: Rounded) -> bool:
+        """Whether a state is near enough to the float network to be given to anybody."""
+        differences = self._differences(state)
+        shift = float(differences.mean(dim=(2, 3)).abs().max()) * LEVELS
+        squares = float(differences.square().mean())
+        return squares <= 10 ** (-LEAST_PSNR / 10) and shift <= LARGEST_SHIFT
+
+    def _differences(self, state: Rounded, places: Sequence[int] | None = None) -> Tensor:
+        chosen = list(range(len(self.held_out)) if places is None else places)
+        found = _run(simulate(state.network, state.plan), self.held_out[chosen])
+        return found.clamp(0, 1) - self.expected[chosen].clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One way to make a rounded network better.
+
+    Attributes:
+        name: In words.
+        states: What it makes of a network, better and better; the best of them counts.
+    """
+
+    name: str
+    states: Callable[[Rounded, Workbench], Iterable[Rounded]]
+
+
+def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    network = rounded_weights(state.exact, state.plan, _batch(bench.patches.seen))
+    yield Rounded(network=network, plan=state.plan, exact=state.exact)
+
+
+def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    largest = largest_inputs(state.exact, state.plan.inputs, _batch(bench.patches.seen))
+    network = migrated(state.exact, largest, STRENGTH)
+    moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
+    yield from _with_rounded_weights(moved, bench)
+
+
+def _distilled(state: Rounded, bench: Workbench, rate: float) -> Iterable[Rounded]:
+    seconds = bench.seconds / len(RATES)
+    seen = _batch(bench.patches.seen)
+    lessons = Lessons(
+        pictures=seen.to(bench.device),
+        expected=_run(bench.exact, seen).to(bench.device),
+        batches=_batches(bench, seconds),
+        batch=BATCH,
+        rate=rate,
+        seconds=seconds,
+    )
+    end = time.monotonic() + seconds
+
+    def progress(done: int, total: int, error: float) -> None:
+        figure = -10 * math.log10(max(error, 1e-20))
+        bench.told(f"{figure:.1f} dB, {max(end - time.monotonic(), 0):.0f} s left", done, total)
+
+    return distilled(state, lessons, progress)
+
+
+def _batches(bench: Workbench, seconds: float) -> int:
+    """How many batches fit into the time, by what the network computes."""
+    side = bench.held_out.shape[-1]
+    macs = sum(macs_per_pixel(bench.exact).values()) * side**2 * BATCH
+    return max(min(int(seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
+
+
+RATES: Final = {"distilled": 1.0, "distilled further": 0.2}
+"""Relative to those of `distillation`; each has its part of the time. What is too fast for a
+network comes to nothing, and the slower one begins anew."""
+
+STEPS: Final = (
+    Step(name="weights rounded together", states=_with_rounded_weights),
+    Step(name="even channels", states=_with_even_channels),
+    *(Step(name=name, states=partial(_distilled, rate=rate)) for name, rate in RATES.items()),
+)
+"""In order; each begins with the best state so far."""
+
+
+def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
+    """The best state that was met, and what each step has brought.
+
+    Whoever interrupts (Ctrl-C) gets the best state so far, as when the time is over.
+    """
+    best, least = start, bench.error(start)
+    gains: list[Gain] = [Gain(step="calibrated", psnr=bench.psnr(start), kept=True, seconds=0.0)]
+    for number, step in enumerate(STEPS):
+        before, began, note = best, time.monotonic(), ""
+        bench.told(step.name, number, len(STEPS))
+        try:
+            for state in step.states(before, bench):
+                error = bench.error(state)
+                if error < least:
+                    best, least = state, error
+        except KeyboardInterrupt as stop:
+            if type(stop) is not KeyboardInterrupt:  # asked to end altogether
+                raise
+            note = "interrupted, the best so far is kept"
+        gains.append(
+            Gain(
+                step=step.name,
+                psnr=bench.psnr(best),
+                kept=best is not before,
+                seconds=time.monotonic() - began,
+                note=note,
+            )
+        )
+        if note:
+            break
+    return best, tuple(gains)
+
+
+def without_costly_layers(state: Rounded, bench: Workbench) -> tuple[Rounded, list[str]]:
+    """The state with as few layers in float as it takes to be fit for use, and why each is.
+
+    A layer that goes back to float has the weights it had; the last one always stays in int8.
+    """
+    said: list[str] = []
+    while not bench.fit(state) and len(state.plan.inputs) > 1:
+        few = range(0, len(bench.held_out), FEW)
+        errors = {name: bench.error(_only(state, {name}), few) for name in state.plan.inputs}
+        name = max(errors, key=lambda name: errors[name])
+        said.append(f"{name} stays float: in int8 it alone costs {loss_of(errors[name]):.2f} dB")
+        state = _only(state, set(state.plan.inputs) - {name})
+    return state, said
+
+
+def _only(state: Rounded, layers: set[str]) -> Rounded:
+    """The state with these layers alone in int8."""
+    network = copy.deepcopy(state.network)
+    for name in set(state.plan.inputs) - layers:
+        layer, exact = network.get_submodule(name), state.exact.get_submodule(name)
+        layer.load_state_dict(exact.state_dict())
+    return Rounded(network=network, plan=state.plan.only(layers), exact=state.exact)
+
+
+def _batch(patches: Sequence[Image]) -> Tensor:
+    return torch.from_numpy(np.concatenate(patches)).float()
+
+
+def _run(network: AetherNet, batch: Tensor) -> Tensor:
+    """What a network makes of pictures, one at a time, which decides the memory."""
+    with torch.inference_mode(), called_layer_by_layer(network):
+        return torch.cat([network(picture[None]) for picture in batch]).clone()

@@ -1,0 +1,373 @@
+"""A network becomes better in int8 by learning from itself, and never worse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from torch import Tensor, nn
+
+from aether_converters import convert, verify
+from aether_converters.int8.calibration import calibrate
+from aether_converters.int8.distillation import Lessons, Rounded, distilled
+from aether_converters.int8.migration import migrated, passages
+from aether_converters.int8.patches import Patches, built_in_patches, gathered
+from aether_converters.int8.plan import (
+    TARGETS,
+    QuantisationPlan,
+    Target,
+    chosen_layers,
+    quantised_weight,
+    recentred,
+    simulate,
+)
+from aether_converters.int8.planning import Int8Options, quantise_network
+from aether_converters.int8.rounding import largest_inputs, rounded_rows, rounded_weights
+from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
+from aether_converters.source import read_source
+from aether_core import AetherNet
+from aether_spandrel.errors import CheckpointError
+from tests.support.published import draw
+from tests.support.tiny import tiny
+
+UNTUNED = Int8Options(tune=0)
+
+
+def network(**changes: Any) -> AetherNet:
+    """A small fused network whose pictures lie between black and white."""
+    made = tiny(**changes)
+    with torch.no_grad():
+        made.conv_last.weight.mul_(0.3)
+    return recentred(made.fuse_model().requires_grad_(False))
+
+
+def checkpoint(folder: Path, **changes: Any) -> Path:
+    path = folder / "2x_tiny.pth"
+    torch.save(network(**changes).state_dict(), path)
+    return path
+
+
+def patches(channels: int = 3, side: int = 32) -> Patches:
+    drawn = built_in_patches(channels, 6, side)
+    return Patches(seen=tuple(drawn[:4]), held_out=tuple(drawn[4:]))
+
+
+def planned(made: AetherNet, target: Target) -> QuantisationPlan:
+    layers = chosen_layers(made, target)
+    return calibrate(made, target, layers, patches(made.config.in_chans).seen)
+
+
+def batch(pictures: Any) -> Tensor:
+    return torch.from_numpy(np.concatenate(pictures))
+
+
+def run(made: AetherNet, pictures: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return made(pictures).clone()
+
+
+# Even channels
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scale": 4}, {"scale": 3}, {"scale": 1}, {"in_chans": 1}],
+    ids=["2x", "4x", "3x", "1x", "grey"],
+)
+def test_channels_of_like_size_give_the_same_picture(changes: dict[str, Any]):
+    made = network(**changes)
+    seen = batch(patches(made.config.in_chans).seen)
+    layers = chosen_layers(made, "tensorrt")
+    moved = migrated(made, largest_inputs(made, dict.fromkeys(layers), seen), 1.0)
+    torch.testing.assert_close(run(moved, seen), run(made, seen), atol=2e-5, rtol=1e-5)
+    before, after = (largest_inputs(n, dict.fromkeys(layers), seen) for n in (made, moved))
+    for passage in passages(made):
+        for taker in set(passage.takers) & set(layers):
+            spread = [float(sizes[taker].max() / sizes[taker].min()) for sizes in (before, after)]
+            assert spread[1] < min(spread[0], 1.01), taker
+
+
+@pytest.mark.parametrize("revision", ["G5f", "G4", "G3"])
+def test_channels_of_other_revisions_move_too(revision: str, tmp_path: Path):
+    torch.save(draw(revision, fused=True), tmp_path / "a.pth")
+    source = read_source(tmp_path / "a.pth")
+    made = quantise_network(source.network, "tensorrt", UNTUNED).network
+    seen = batch(patches(made.config.in_chans).seen)
+    layers = dict.fromkeys(chosen_layers(made, "tensorrt"))
+    moved = migrated(made, largest_inputs(made, layers, seen), 1.0)
+    torch.testing.assert_close(run(moved, seen), run(made, seen), atol=1e-4, rtol=1e-4)
+
+
+# Weights rounded together
+
+
+def alike(size: int, count: int = 4000) -> Tensor:
+    """Inputs of a weight as neighbouring pixels are: one like the other."""
+    generator = torch.Generator().manual_seed(1)
+    common = torch.randn(count, 1, generator=generator)
+    return common + 0.2 * torch.randn(count, size, generator=generator)
+
+
+def test_errors_of_rounded_weights_cancel_where_inputs_are_alike():
+    weight = torch.randn(1, 8, 36, generator=torch.Generator().manual_seed(2))
+    inputs = alike(36)
+    inputs -= inputs.mean(dim=0)
+    found = rounded_rows(weight, (inputs.t() @ inputs / len(inputs))[None])
+    integers, steps = quantised_weight(weight[0])
+    nearest = integers * steps[:, None]
+
+    def error(rounded: Tensor) -> float:
+        return float((inputs @ (rounded - weight[0]).t()).square().mean())
+
+    assert error(found[0]) < 0.1 * error(nearest)
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["default", "every layer"])
+def test_rounded_weights_are_found_again_from_themselves(everything: bool):
+    made = network()
+    layers = chosen_layers(made, "cpu", everything=everything)
+    plan = calibrate(made, "cpu", layers, patches().seen)
+    rounded = rounded_weights(made, plan, batch(patches().seen))
+    for name in plan.inputs:
+        weight = cast(nn.Conv2d, rounded.get_submodule(name)).weight
+        integers, steps = quantised_weight(weight)
+        again = integers * steps.reshape(-1, *[1] * (weight.dim() - 1))
+        torch.testing.assert_close(again, weight, atol=0, rtol=1e-6)
+        assert bool((integers.flatten(1).abs().amax(dim=1) == 127).all()), name
+
+
+# Learning from the float network
+
+
+def lessons(made: AetherNet, count: int, batches: int) -> Lessons:
+    pictures = batch(built_in_patches(made.config.in_chans, count, 32))
+    return Lessons(
+        pictures=pictures,
+        expected=run(made, pictures),
+        batches=batches,
+        batch=2,
+        rate=1.0,
+        seconds=1e6,
+    )
+
+
+def quiet(_done: int, _total: int, _error: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_network_learns_what_its_rounding_has_lost(target: Target):
+    made = network()
+    spoilt = copy.deepcopy(made)
+    with torch.no_grad():
+        cast(Tensor, spoilt.conv_last.bias).add_(0.01)
+    plan = planned(made, target)
+    start = Rounded(network=spoilt, plan=plan, exact=spoilt)
+    *_, end = distilled(start, lessons(made, 8, 60), quiet)
+    unseen = batch(built_in_patches(3, 12, 32)[8:])
+
+    def error(state: Rounded) -> float:
+        found = run(simulate(state.network, state.plan), unseen)
+        return float((found - run(made, unseen)).square().mean())
+
+    assert error(end) < 0.3 * error(start)
+
+
+def test_learning_twice_gives_the_same():
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "cpu"), exact=made)
+    first, again = (list(distilled(start, lessons(made, 4, 6), quiet))[-1] for _ in range(2))
+    assert first.plan == again.plan
+    for one, other in zip(
+        first.network.state_dict().values(), again.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_time_that_is_over_ends_the_learning_with_what_was_learnt():
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+    done: list[int] = []
+    few = lessons(made, 4, 10_000)
+    few = replace(few, seconds=0.5)
+    states = list(distilled(start, few, lambda count, _total, _error: done.append(count)))
+    assert states
+    assert len(done) < 10_000
+
+
+# Step after step
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("changes", [{}, {"in_chans": 1, "scale": 3}], ids=["RGB", "grey"])
+def test_no_step_makes_it_worse(target: Target, changes: dict[str, Any]):
+    made = network(**changes)
+    start = Rounded(network=made, plan=planned(made, target), exact=made)
+    bench = bench_of(made, target)
+    best, gains = tune(start, bench)
+    assert [gain.step for gain in gains] == ["calibrated", *(step.name for step in STEPS)]
+    assert bench.error(best) < bench.error(start)
+
+
+def bench_of(made: AetherNet, target: Target, told: Told = untold) -> Workbench:
+    return Workbench(
+        exact=made,
+        patches=patches(made.config.in_chans),
+        calibrated=lambda moved: planned(moved, target),
+        seconds=1.0,
+        told=told,
+    )
+
+
+def test_whoever_interrupts_gets_the_best_so_far():
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+
+    def interrupt(step: str, _done: int, _total: int) -> None:
+        if "left" in step:
+            raise KeyboardInterrupt
+
+    bench = bench_of(made, "tensorrt", told=interrupt)
+    best, gains = tune(start, bench)
+    assert "interrupted" in gains[-1].in_words
+    assert bench.error(best) < bench.error(start)
+
+
+def test_whoever_is_asked_to_end_altogether_ends():
+    class Terminated(KeyboardInterrupt):
+        pass
+
+    def terminate(step: str, _done: int, _total: int) -> None:
+        if "left" in step:
+            raise Terminated
+
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+    with pytest.raises(Terminated):
+        tune(start, bench_of(made, "tensorrt", told=terminate))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_an_icon_is_mixed_in_and_does_not_replace_what_is_built_in(mode: str, tmp_path: Path):
+    Image.new(mode, (20, 20), 77 if mode == "L" else (200, 10, 10)).save(tmp_path / "icon.png")
+    own, built_in = gathered([tmp_path / "icon.png"], 3), gathered([], 3)
+    assert len(own.seen) == len(built_in.seen) + 1
+    assert len(own.held_out) == len(built_in.held_out)
+
+
+def test_patches_on_which_a_network_is_measured_are_not_those_it_learns_from():
+    found = gathered([], 3)
+    varied = [patch for patch in found.held_out if patch.std(axis=(2, 3)).max() > 0.01]
+    assert varied
+    assert not any(np.array_equal(a, b) for a in varied for b in found.seen)
+
+
+# Layers that cost too much
+
+
+def costly(folder: Path) -> Path:
+    """A checkpoint with a channel before the last layer that no step of 8 bits can hold."""
+    made = network()
+    with torch.no_grad():
+        head, last = cast(Any, made.upsample)[0], made.conv_last
+        head.weight[:4].mul_(1e5)
+        cast(Tensor, head.bias)[:4].mul_(1e5)
+        last.weight[:, 0].div_(1e5)
+    torch.save(made.state_dict(), folder / "2x_costly.pth")
+    return folder / "2x_costly.pth"
+
+
+def test_a_layer_that_costs_too_much_stays_float_by_itself_and_is_named(tmp_path: Path):
+    report = convert(
+        costly(tmp_path), tmp_path / "a", to=["onnx"], precision=["int8"], int8=UNTUNED
+    )
+    (artefact,) = report.artefacts
+    assert artefact.passed, artefact.problem
+    assert "conv_last stays float" in str(artefact.details["ranges"])
+
+
+def test_whoever_wants_every_layer_gets_every_layer(tmp_path: Path):
+    source = read_source(costly(tmp_path))
+    made = quantise_network(source.network, "tensorrt", Int8Options(tune=0, everything=True))
+    assert "conv_last" in made.plan.inputs
+
+
+def test_what_a_layer_costs_because_of_one_channel_tuning_mends(tmp_path: Path):
+    source = read_source(costly(tmp_path))
+    made = quantise_network(source.network, "tensorrt", Int8Options(tune=0.5))
+    assert "conv_last" in made.plan.inputs
+
+
+# What was learnt is kept
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_tuned_checkpoint_is_converted_again_without_tuning(target: Target, tmp_path: Path):
+    options = Int8Options(targets=(target,), tune=0.5)
+    first = convert(
+        checkpoint(tmp_path), tmp_path / "a", to=["pth", "onnx"], precision=["int8"], int8=options
+    )
+    assert first.passed, [artefact.problem for artefact in first.artefacts]
+    kept, graph = (artefact.path for artefact in first.artefacts)
+    (again,) = convert(
+        kept, tmp_path / "b", to=["onnx"], precision=["int8"], int8=options
+    ).artefacts
+    assert "tuned before" in str(again.details["ranges"])
+    assert "tuning" not in again.details
+    before, after = (numbers(path) for path in (graph, again.path))
+    for one, other in zip(before, after, strict=True):
+        if one.dtype == np.int8:
+            assert np.array_equal(one, other)
+        else:
+            np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-5)
+
+
+def numbers(path: Path) -> list[Any]:
+    return [numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer]
+
+
+def test_a_tuned_checkpoint_serves_the_other_target_and_one_size(tmp_path: Path):
+    model = checkpoint(tmp_path)
+    convert(model, tmp_path / "a", to=["pth"], precision=["int8"], int8=Int8Options(tune=0.5))
+    report = convert(
+        tmp_path / "a" / "2x_tiny_int8.pth",
+        tmp_path / "b",
+        to=["onnx"],
+        precision=["int8"],
+        shape=(1, 3, 24, 32),
+        int8=Int8Options(targets=TARGETS),
+    )
+    assert report.passed, [artefact.problem for artefact in report.artefacts]
+    again = verify(model, [artefact.path for artefact in report.artefacts])
+    assert all(artefact.passed for artefact in again.artefacts)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"target": "gpu", "inputs": {}, "outputs": {}, "activations": {}}',
+        '{"target": "cpu", "inputs": {"x": [1, 0, true]}, "outputs": {}, "activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_last": [-1, 0, true]}, "outputs": {}, '
+        '"activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_last": [1, 900, true]}, "outputs": {}, '
+        '"activations": {}}',
+    ],
+)
+def test_a_damaged_plan_is_refused(damage: str, tmp_path: Path):
+    content = {"state_dict": network().state_dict(), "metadata": {"int8_plan": damage}}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="what int8 tuning left"):
+        convert(tmp_path / "a.pth", tmp_path / "b", to=["onnx"], precision=["int8"])
