@@ -310,6 +310,18 @@ def test_a_damaged_model_does_not_stop_the_others(
     assert bad[:100] in out + err
 
 
+def test_a_file_that_is_no_model_does_not_stop_the_measuring_of_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    (tmp_path / "notes.txt").write_text("no model")
+    status, out, err = run(
+        capsys, "bench", "notes.txt", MODEL, "--size", "16", "--seconds", "0.01", "--json"
+    )
+    assert status == 1
+    assert [row["name"] for row in json.loads(out)["measurements"]] == [MODEL.name]
+    assert "error: notes.txt: this is not the name of a model file" in err
+
+
 # What became of each is told
 
 

@@ -230,7 +230,7 @@ def benchmark(
     """
     threads = threads or torch.get_num_threads()
     paths = [Path(path) for path in files]
-    if provider is not None and all(format_of(path) != "onnx" for path in paths):
+    if provider is not None and all(SUFFIXES.get(path.suffix.lower()) != "onnx" for path in paths):
         refuse_provider(provider, paths[0])
     asked = device
     if device == "cpu" and any(SUFFIXES.get(path.suffix.lower()) == "trt" for path in paths):
