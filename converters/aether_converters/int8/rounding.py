@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_converters.int8.calibration import AT_ONCE, called_layer_by_layer
+from aether_converters.int8.calibration import AT_ONCE
 from aether_converters.int8.plan import WEIGHT_LIMIT, QuantisationPlan
 from aether_core import AetherNet, weight_scales
+from aether_spandrel.inference import channels_last
 
 ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, about
 DAMPING: Final = 0.003  # of the mean variance, added to each: what the patches did not show
@@ -74,14 +75,14 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -
 def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> dict[str, Moments]:
     """By layer of a plan, what its input is like in the float network."""
     found: dict[str, Moments] = {}
-    with called_layer_by_layer(network), ExitStack() as hooks:
+    with ExitStack() as hooks:
         for name in plan.inputs:
             handle = network.get_submodule(name).register_forward_pre_hook(
                 _summing(found, name, plan)
             )
             hooks.callback(handle.remove)
         for start in range(0, len(batch), AT_ONCE):
-            network(batch[start : start + AT_ONCE])
+            network(channels_last(batch[start : start + AT_ONCE]))
     return {
         name: Moments(
             second=sums.second / sums.second[:, -1:, -1:],
@@ -198,10 +199,10 @@ def largest_inputs(
 
         return hook
 
-    with torch.inference_mode(), called_layer_by_layer(network), ExitStack() as hooks:
+    with torch.inference_mode(), ExitStack() as hooks:
         for name in layers:
             handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
             hooks.callback(handle.remove)
         for start in range(0, len(batch), AT_ONCE):
-            network(batch[start : start + AT_ONCE])
+            network(channels_last(batch[start : start + AT_ONCE]))
     return found
