@@ -30,7 +30,7 @@ from aether_converters.int8.plan import (
     is_depthwise,
     layers_of,
 )
-from aether_core import AetherNet, Block, weight_scales
+from aether_core import AetherNet, weight_scales
 
 COLOUR: Final = 1.0
 """How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
@@ -139,9 +139,6 @@ class _Learner:
         self.steps: dict[Grid, nn.Parameter] = {}
         self.network = copy.deepcopy(start.network).to(device)
         self._device = device
-        for part in self.network.modules():
-            if isinstance(part, (Block, AetherNet)):
-                part.quantised = True  # every layer is then called by itself
         self.network.requires_grad_(False)
         for name, layer in layers_of(self.network).items():
             parent, _, key = name.rpartition(".")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_converters.int8.calibration import AT_ONCE, called_layer_by_layer
+from aether_converters.int8.calibration import AT_ONCE
 from aether_converters.int8.plan import WEIGHT_LIMIT, QuantisationPlan
 from aether_core import AetherNet, weight_scales
 
@@ -74,7 +74,7 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -
 def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> dict[str, Moments]:
     """By layer of a plan, what its input is like in the float network."""
     found: dict[str, Moments] = {}
-    with called_layer_by_layer(network), ExitStack() as hooks:
+    with ExitStack() as hooks:
         for name in plan.inputs:
             handle = network.get_submodule(name).register_forward_pre_hook(
                 _summing(found, name, plan)
@@ -198,7 +198,7 @@ def largest_inputs(
 
         return hook
 
-    with torch.inference_mode(), called_layer_by_layer(network), ExitStack() as hooks:
+    with torch.inference_mode(), ExitStack() as hooks:
         for name in layers:
             handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
             hooks.callback(handle.remove)

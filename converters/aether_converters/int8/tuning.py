@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.int8.calibration import called_layer_by_layer
 from aether_converters.int8.distillation import Lessons, Rounded, distilled, picture_error
 from aether_converters.int8.migration import migrated
 from aether_converters.int8.patches import Patches
@@ -258,5 +257,5 @@ def _batch(patches: Sequence[Image]) -> Tensor:
 
 def _run(network: AetherNet, batch: Tensor) -> Tensor:
     """What a network makes of pictures, one at a time, which decides the memory."""
-    with torch.inference_mode(), called_layer_by_layer(network):
+    with torch.inference_mode():
         return torch.cat([network(picture[None]) for picture in batch]).clone()
