@@ -31,6 +31,7 @@ from aether_converters.int8.plan import (
     layers_of,
 )
 from aether_core import AetherNet, weight_scales
+from aether_spandrel.inference import channels_last
 
 COLOUR: Final = 1.0
 """How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
@@ -105,7 +106,7 @@ def distilled(
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = lessons.rate * peak * _share_of_rate(done, total)
         chosen = torch.randint(len(lessons.pictures), (lessons.batch,), generator=random)
-        found = learner.network(lessons.pictures[chosen])
+        found = learner.network(channels_last(lessons.pictures[chosen]))
         error = picture_error(found - lessons.expected[chosen])
         optimiser.zero_grad()
         error.backward()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from aether_converters.int8.calibration import AT_ONCE
 from aether_converters.int8.plan import WEIGHT_LIMIT, QuantisationPlan
 from aether_core import AetherNet, weight_scales
+from aether_spandrel.inference import channels_last
 
 ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, about
 DAMPING: Final = 0.003  # of the mean variance, added to each: what the patches did not show
@@ -81,7 +82,7 @@ def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> 
             )
             hooks.callback(handle.remove)
         for start in range(0, len(batch), AT_ONCE):
-            network(batch[start : start + AT_ONCE])
+            network(channels_last(batch[start : start + AT_ONCE]))
     return {
         name: Moments(
             second=sums.second / sums.second[:, -1:, -1:],
@@ -203,5 +204,5 @@ def largest_inputs(
             handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
             hooks.callback(handle.remove)
         for start in range(0, len(batch), AT_ONCE):
-            network(batch[start : start + AT_ONCE])
+            network(channels_last(batch[start : start + AT_ONCE]))
     return found

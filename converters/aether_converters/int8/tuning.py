@@ -26,6 +26,7 @@ from aether_converters.int8.rounding import largest_inputs, rounded_weights
 from aether_converters.int8.sensitivity import loss_of, macs_per_pixel
 from aether_converters.runtimes.upscaler import Image
 from aether_core import AetherNet
+from aether_spandrel.inference import channels_last
 
 Device = Literal["cpu", "cuda"]
 Told = Callable[[str, int, int], None]
@@ -258,4 +259,4 @@ def _batch(patches: Sequence[Image]) -> Tensor:
 def _run(network: AetherNet, batch: Tensor) -> Tensor:
     """What a network makes of pictures, one at a time, which decides the memory."""
     with torch.inference_mode():
-        return torch.cat([network(picture[None]) for picture in batch]).clone()
+        return torch.cat([network(channels_last(picture[None])) for picture in batch]).clone()
