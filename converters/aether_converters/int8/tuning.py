@@ -156,8 +156,8 @@ def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     yield from _with_rounded_weights(moved, bench)
 
 
-def _distilled(state: Rounded, bench: Workbench, rate: float) -> Iterable[Rounded]:
-    seconds = bench.seconds / len(RATES)
+def _distilled(state: Rounded, bench: Workbench, rate: float, share: float) -> Iterable[Rounded]:
+    seconds = bench.seconds * share
     seen = _batch(bench.patches.seen)
     lessons = Lessons(
         pictures=seen.to(bench.device),
@@ -183,14 +183,17 @@ def _batches(bench: Workbench, seconds: float) -> int:
     return max(min(int(seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
 
 
-RATES: Final = {"distilled": 1.0, "distilled further": 0.2}
-"""Relative to those of `distillation`; each has its part of the time. What is too fast for a
+ROUNDS: Final = (("distilled", 1.0, 0.7), ("distilled further", 0.2, 0.3))
+"""Names, rates relative to those of `distillation`, and shares of the time. What is too fast for a
 network comes to nothing, and the slower one begins anew."""
 
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
     Step(name="even channels", states=_with_even_channels),
-    *(Step(name=name, states=partial(_distilled, rate=rate)) for name, rate in RATES.items()),
+    *(
+        Step(name=name, states=partial(_distilled, rate=rate, share=share))
+        for name, rate, share in ROUNDS
+    ),
 )
 """In order; each begins with the best state so far."""
 
