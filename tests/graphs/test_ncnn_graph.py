@@ -111,7 +111,7 @@ def test_a_weight_that_overflows_a_half_is_refused(tmp_path: Path):
     with torch.no_grad():
         network.conv_last.weight[0, 0, 0, 0] = 1e5
     written(network, tmp_path)
-    with pytest.raises(ConversionError, match="a weight overflows float16"):
+    with pytest.raises(ConversionError, match="a weight overflows fp16"):
         written(network, tmp_path, half=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_every_revision_computes_what_it_did_when_it_was_published(case: str, tm
 
 @pytest.mark.parametrize("changes", [{"img_range": 255.0}, {"scale": 4}, {"in_chans": 4}])
 @pytest.mark.parametrize("size", [(1, 1), (5, 31)])
-def test_pictures_of_any_size(changes: dict[str, float], size: tuple[int, int], tmp_path: Path):
+def test_pictures_of_any_size(changes: dict[str, Any], size: tuple[int, int], tmp_path: Path):
     network = tiny(**changes).fuse_model()
     channels = network.config.in_chans
     pictures = torch.rand(2, channels, *size)

@@ -41,6 +41,7 @@ from aether_converters.graphs.ncnn_file import (
 from aether_core import ChannelNorm, scale_and_shift, subtract_mean
 
 Number = int | float | tuple[float, ...]
+STORED_AS: Final = "fp16"  # where weights are halves
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class _Weights:
         most = float(np.abs(numbers).max())
         if most > torch.finfo(torch.float16).max:
             raise ConversionError(
-                "a weight overflows float16",
+                f"a weight overflows {STORED_AS}",
                 expected="values of at most 65504",
                 found=f"{most:g}",
                 advice="convert with --precision fp32",
