@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from aether_converters.errors import ConversionError
+from aether_converters.graphs.ncnn_graph import NcnnPair, build_ncnn
 from aether_converters.int8.keeping import ENTRY, kept_weights, plan_text
 from aether_converters.int8.plan import Target
 from aether_converters.int8.planning import Int8Options, Quantised
+from aether_converters.runtimes.ncnn import require_ncnn
 from aether_converters.runtimes.upscaler import PRECISIONS, Format
 from aether_converters.source import Source
 from aether_converters.wanted import FloatPrecision, Precision, Shape, Wanted
@@ -101,8 +103,19 @@ def file_name(source: Source, variant: Variant, wanted: Wanted) -> str:
     stem = wanted.name or model_name(source.path) or "aether"
     shape, engine = wanted.shape, wanted.engine
     size = f"_{shape[2]}x{shape[3]}" if shape and variant.format in GRAPHS else ""
-    ending = engine.ending if engine and variant.format == "trt" else f".{variant.format}"
+    ending = ENDINGS.get(variant.format, (f".{variant.format}",))[0]
+    if engine and variant.format == "trt":
+        ending = engine.ending
     return f"{source.network.config.scale}x_{stem}_{variant.label}{size}{ending}"
+
+
+ENDINGS: Final[Mapping[Format, tuple[str, ...]]] = {"ncnn": (".param", ".bin")}
+"""Of formats that are not called by their ending, or of which a model is several files."""
+
+
+def files_of(target: Path, variant: Variant) -> tuple[Path, ...]:
+    """All files that make up an artefact, `target` first."""
+    return (target, *map(target.with_suffix, ENDINGS.get(variant.format, ())[1:]))
 
 
 def model_name(path: Path) -> str:
@@ -205,7 +218,9 @@ def _stored_weights(source: Source, precision: str) -> dict[str, Tensor]:
     return stored
 
 
-def _torch_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
+def _torch_bytes(
+    source: Source, precision: FloatPrecision, shape: Shape | None
+) -> tuple[bytes, ...]:
     del shape  # a property of graphs alone
     buffer = io.BytesIO()
     torch.save(
@@ -215,13 +230,16 @@ def _torch_bytes(source: Source, precision: FloatPrecision, shape: Shape | None)
         },
         buffer,
     )
-    return buffer.getvalue()
+    return (buffer.getvalue(),)
 
 
-def _safetensors_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
+def _safetensors_bytes(
+    source: Source, precision: FloatPrecision, shape: Shape | None
+) -> tuple[bytes, ...]:
     del shape
     metadata = {"format": "pt", **_as_text(describe_artefact(source, precision))}
-    return _with_sorted_header(safetensors.torch.save(_stored_weights(source, precision), metadata))
+    content = safetensors.torch.save(_stored_weights(source, precision), metadata)
+    return (_with_sorted_header(content),)
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -232,7 +250,9 @@ def _with_sorted_header(content: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
-def _onnx_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) -> bytes:
+def _onnx_bytes(
+    source: Source, precision: FloatPrecision, shape: Shape | None
+) -> tuple[bytes, ...]:
     from aether_converters.graphs.onnx_graph import build_onnx
 
     config = source.fused.config
@@ -244,7 +264,33 @@ def _onnx_bytes(source: Source, precision: FloatPrecision, shape: Shape | None) 
         shape=shape,
         metadata=_as_text(describe_artefact(source, precision)),
     )
-    return model.SerializeToString()
+    return (model.SerializeToString(),)
+
+
+def _ncnn_bytes(
+    source: Source, precision: FloatPrecision, shape: Shape | None
+) -> tuple[bytes, ...]:
+    del shape
+    pair = _ncnn_pair(source, half=precision == "fp16")
+    return pair.param, pair.weights
+
+
+def _ncnn_pair(source: Source, *, half: bool) -> NcnnPair:
+    config = source.fused.config
+    network = build_network(config, float_weights(source.fused))
+    try:
+        return build_ncnn(network, channels=config.in_chans, half=half)
+    except ConversionError as error:
+        raise error.in_file(source.path) from None
+
+
+def _refuse_without_ncnn(source: Source) -> None:
+    require_ncnn()
+    _ncnn_pair(source, half=False)
+
+
+REFUSALS: Final[Mapping[Format, Callable[[Source], None]]] = {"ncnn": _refuse_without_ncnn}
+"""What raises, before anything is written, that a format cannot hold a network or be written."""
 
 
 def kept_bytes(source: Source, quantised: Quantised) -> bytes:
@@ -291,12 +337,15 @@ def integer_graph_bytes(source: Source, quantised: Quantised, shape: Shape | Non
     return content
 
 
-WRITERS: Final[Mapping[Format, Callable[[Source, FloatPrecision, Shape | None], bytes]]] = {
+Writer = Callable[[Source, FloatPrecision, Shape | None], tuple[bytes, ...]]
+
+WRITERS: Final[Mapping[Format, Writer]] = {
     "pth": _torch_bytes,
     "safetensors": _safetensors_bytes,
     "onnx": _onnx_bytes,
+    "ncnn": _ncnn_bytes,
 }
-"""How each format is written."""
+"""How each format is written: the contents of its files, in the order of `ENDINGS`."""
 
 
 GRAPHS: Final[frozenset[Format]] = frozenset({"onnx", "trt"})

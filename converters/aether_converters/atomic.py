@@ -85,6 +85,26 @@ def complete_or_nothing(target: Path, *, force: bool) -> Generator[Partial]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def all_complete_or_none(targets: Sequence[Path], *, force: bool) -> Generator[tuple[Partial, ...]]:
+    """As `complete_or_nothing`, for files that are of no use without each other.
+
+    All are on disk before any gets its name, the first one last: whoever sees that sees the
+    others, and a failure takes those back that were not there before.
+    """
+    new = [target for target in targets[1:] if not target.exists()]
+    try:
+        with contextlib.ExitStack() as stack:
+            yield tuple(
+                stack.enter_context(complete_or_nothing(target, force=force)) for target in targets
+            )
+    except BaseException:
+        for target in new:
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)
+        raise
+
+
 def refuse_existing(target: Path, *, force: bool) -> None:
     """Raise ExistsError if a file stands there already, and ConversionError if anything else does.
 

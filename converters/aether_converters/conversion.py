@@ -11,15 +11,17 @@ from typing_extensions import Unpack
 
 from aether_converters.artefacts import (
     GRAPHS,
+    REFUSALS,
     WRITERS,
     Variant,
+    files_of,
     integer_graph_bytes,
     kept_bytes,
     planned_files,
     refuse_other_shape,
 )
 from aether_converters.atomic import (
-    complete_or_nothing,
+    all_complete_or_none,
     identities,
     refuse_existing,
     refuse_input,
@@ -157,10 +159,9 @@ def _refuse_in_advance(
 ) -> None:
     """Raise what can be known before anything is computed."""
     inputs = identities((*origin.files, *wanted.reads))
-    for target in targets:
-        for file in (
-            (target, sidecar_path(target)) if targets[target].format == "trt" else (target,)
-        ):
+    for target, variant in targets.items():
+        beside = (sidecar_path(target),) if variant.format == "trt" else ()
+        for file in (*files_of(target, variant), *beside):
             refuse_input(file, inputs)
             refuse_existing(file, force=wanted.force)
     if wanted.report:
@@ -168,6 +169,9 @@ def _refuse_in_advance(
     if GRAPHS & set(wanted.to):
         require("onnx")
         require("onnxruntime")
+    for kind in wanted.to:
+        if kind in REFUSALS:
+            REFUSALS[kind](origin)
     refuse_other_shape(origin, wanted.shape)
     if wanted.shape is not None:
         batch, _, height, width = wanted.shape
@@ -207,17 +211,27 @@ class _Workshop:
         return _with_quantisation(report, variant.target, self.quantised(variant.target))
 
     def _write(self, target: Path, variant: Variant) -> ArtefactReport:
-        content = self._content(variant)
+        contents = self._contents(variant)
         # A checkpoint is a float network; only graphs round what trained ranges round.
         graph = variant.format in GRAPHS
         reference = self._compared_with(variant.target) if graph else self.reference
-        with complete_or_nothing(target, force=self._wanted.force) as partial:
-            partial.path.write_bytes(content)
-            upscaler = open_upscaler(partial.path, format=variant.format)
+        files = files_of(target, variant)
+        with all_complete_or_none(files, force=self._wanted.force) as partials:
+            for partial, content in zip(partials, contents, strict=True):
+                partial.path.write_bytes(content)
+            first, *others = (partial.path for partial in partials)
+            upscaler = open_upscaler(
+                first, format=variant.format, weights=others[0] if others else None
+            )
             report = verify_artefact(upscaler, reference)
             if not report.passed:
-                partial.discard()
-        return replace(report, path=target)
+                for partial in partials:
+                    partial.discard()
+        companions = (
+            replace(companion, path=path)
+            for companion, path in zip(report.companions, files[1:], strict=True)
+        )
+        return replace(report, path=target, companions=tuple(companions))
 
     def _engine_request(self, variant: Variant) -> EngineRequest:
         return EngineRequest(
@@ -229,11 +243,11 @@ class _Workshop:
             progress=self._build_progress,
         )
 
-    def _content(self, variant: Variant) -> bytes:
+    def _contents(self, variant: Variant) -> tuple[bytes, ...]:
         if variant.format == "pth" and variant.target is not None:
-            return kept_bytes(self._origin, self.quantised(variant.target))
+            return (kept_bytes(self._origin, self.quantised(variant.target)),)
         if variant.format in GRAPHS:
-            return self._graph(variant.precision, variant.target)
+            return (self._graph(variant.precision, variant.target),)
         held = cast(FloatPrecision, variant.precision)
         return WRITERS[variant.format](self._origin, held, self._wanted.shape)
 
@@ -241,7 +255,8 @@ class _Workshop:
         shape = self._wanted.shape
         if runner is not None:
             return integer_graph_bytes(self._origin, self.quantised(runner), shape)
-        return WRITERS["onnx"](self._origin, cast(FloatPrecision, precision), shape)
+        (content,) = WRITERS["onnx"](self._origin, cast(FloatPrecision, precision), shape)
+        return content
 
     def _quantise(self, runner: Target) -> Quantised:
         return quantise_network(

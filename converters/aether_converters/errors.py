@@ -79,6 +79,7 @@ EXTRAS: Final = {
     "numpy": "convert",
     "rich": "convert",
     "matplotlib": "bench",
+    "ncnn": "ncnn",
 }
 """The extra that brings each optional module."""
 

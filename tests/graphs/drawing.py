@@ -37,7 +37,8 @@ def source(name: str) -> Source:
 
 def float_graph(name: str) -> bytes:
     """In fp32, of any size."""
-    return WRITERS["onnx"](source(name), "fp32", None)
+    (content,) = WRITERS["onnx"](source(name), "fp32", None)
+    return content
 
 
 def int8_graph(name: str, target: Target) -> bytes:

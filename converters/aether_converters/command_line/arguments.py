@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aether_spandrel.errors import one_line
 
-FORMATS: Final = ("pth", "safetensors", "onnx", "trt")
+FORMATS: Final = ("pth", "safetensors", "onnx", "trt", "ncnn")
 
 
 USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")

@@ -48,7 +48,7 @@ def add_bench(commands: Any) -> None:
         type=Path,
         action=Files,
         metavar="model",
-        help=".pth, .safetensors, .onnx or .engine",
+        help=".pth, .safetensors, .onnx, .engine or .param",
     )
     bench.add_argument(
         "--size",
@@ -60,7 +60,9 @@ def add_bench(commands: Any) -> None:
     )
     bench.add_argument("--threads", type=integer(1, 1024), metavar="N", help="default: PyTorch's")
     bench.add_argument(
-        "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
+        "--device",
+        default="cpu",
+        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan (default: cpu)",
     )
     provider_arguments(bench)
     bench.add_argument(

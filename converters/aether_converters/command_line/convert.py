@@ -40,6 +40,7 @@ examples:
   aethernet convert model.pth --set res_scale=0.15           a value that the file does not say
   aethernet convert model.pth --to onnx --precision int8 --int8-target tensorrt,cpu
   aethernet convert model.pth --to trt --precision fp16      a TensorRT engine for this GPU
+  aethernet convert model.pth --to ncnn                      .param and .bin, for Upscayl
   aethernet convert model.pth --to trt --trt-backend tensorrt-rtx --compute-capability 8.6,8.9
                                                              built without a GPU, for RTX 30 and 40
 """
@@ -57,7 +58,7 @@ def add_convert(commands: Any) -> None:
         type=list_of(FORMATS),
         default=list(USUAL_FORMATS),
         metavar="FORMATS",
-        help=f"comma-separated, of {', '.join(FORMATS)} (default: all but trt)",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: {', '.join(USUAL_FORMATS)})",
     )
     convert.add_argument(
         "--precision",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aether_converters.command_line.arguments import (
     CHECKPOINT,
@@ -22,7 +22,6 @@ from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
-    from aether_converters.tensorrt.sidecar import Sidecar
     from aether_spandrel.inspection import CheckpointInfo
 
 INSPECT: Final = """\
@@ -34,6 +33,7 @@ examples:
   aethernet inspect --set res_scale=0.15 model.pth
   aethernet inspect --json model.safetensors
   aethernet inspect model_fp16.engine                        from the .json file beside it
+  aethernet inspect model_fp16.param                         an NCNN file
 """
 
 
@@ -77,17 +77,47 @@ def run(options: argparse.Namespace) -> int:
 
 def _inspected(
     path: Path, constants: Mapping[str, Any]
-) -> tuple[CheckpointInfo | Sidecar, list[tuple[str, str]]]:
+) -> tuple[CheckpointInfo | _Described, list[tuple[str, str]]]:
     """What a file is, for programs and in rows for people."""
-    if path.suffix.lower() == ".engine":
-        from aether_converters.tensorrt.sidecar import read_sidecar
-
-        engine = read_sidecar(path)
-        return engine, engine.in_rows()
+    described = DESCRIBED.get(path.suffix.lower())
+    if described is not None:
+        file = described(path)
+        return file, file.in_rows()
     from aether_spandrel.inspection import inspect
 
     info = inspect(path, **constants)
     return info, _inspection_rows(info)
+
+
+class _Described(Protocol):
+    """A file that says of itself what it is, without being run."""
+
+    def as_dict(self) -> dict[str, object]:
+        """What it is, as JSON-ready values."""
+        ...
+
+    def in_rows(self) -> list[tuple[str, str]]:
+        """What it is, a name and a text a row."""
+        ...
+
+
+def _engine(path: Path) -> _Described:
+    from aether_converters.tensorrt.sidecar import read_sidecar
+
+    return read_sidecar(path)
+
+
+def _ncnn_file(path: Path) -> _Described:
+    from aether_converters.graphs.ncnn_file import read_ncnn
+
+    return read_ncnn(path)
+
+
+DESCRIBED: Final[Mapping[str, Callable[[Path], _Described]]] = {
+    ".engine": _engine,
+    ".param": _ncnn_file,
+}
+"""What reads files that are no checkpoints, by their ending."""
 
 
 CHANNELS: Final = {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}

@@ -25,7 +25,7 @@ def print_report(report: Report, options: argparse.Namespace, *, kept: str, drop
         for artefact in report.artefacts:
             table.add_row(
                 artefact.path.name if together else str(artefact.path),
-                f"{artefact.bytes / 2**20:.2f} MiB",
+                f"{artefact.total_bytes / 2**20:.2f} MiB",
                 *_comparison(artefact),
                 dropped if artefact.problem else kept,
                 stressed=bool(artefact.problem),

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
 
 UPSCALE: Final = """\
-Enlarge pictures with a .pth, .safetensors, .onnx or .engine model. Transparency, greyscale, 16 bit,
-colour profile and orientation are kept. Large pictures are cut into overlapping tiles, without
-seams.
+Enlarge pictures with a .pth, .safetensors, .onnx, .engine or .param model. Transparency, greyscale,
+16 bit, colour profile and orientation are kept. Large pictures are cut into overlapping tiles,
+without seams.
 
 examples:
   aethernet upscale model.pth photo.png                      writes photo_2x.png
@@ -42,6 +42,7 @@ examples:
   aethernet upscale model.pth frames/ --shard 3/16           the third of 16 shares of the work
   aethernet upscale model.onnx photo.png --provider cuda     ONNX on the GPU, or an error
   aethernet upscale model.engine photo.png                   TensorRT
+  aethernet upscale model.param photo.png --device vulkan    NCNN on the GPU, or an error
 """
 
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
@@ -52,7 +53,7 @@ MOST_NAMES: Final = 20  # of pictures that failed, in the summary
 def add_upscale(commands: Any) -> None:
     """The command and its arguments."""
     upscale = add_command(commands, "upscale", run, "enlarge pictures", UPSCALE)
-    upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx or .engine")
+    upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx, .engine or .param")
     upscale.add_argument(
         "pictures",
         nargs="+",
@@ -81,7 +82,9 @@ def add_upscale(commands: Any) -> None:
     )
     _tile_arguments(upscale)
     upscale.add_argument(
-        "--device", default="cpu", help="for .pth and .safetensors: cpu, cuda, mps (default: cpu)"
+        "--device",
+        default="cpu",
+        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan (default: cpu)",
     )
     provider_arguments(upscale)
     upscale.add_argument(

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import site
 import subprocess
 import sys
@@ -264,7 +265,8 @@ EXTRAS: Final = {
         ("rich", "rich"),
     ),
     "gpu": (("onnxruntime-gpu", "onnxruntime"),),
-    # Not imported: TensorRT needs a driver for it.
+    # Not imported: NCNN ends a process that has PyTorch in it, TensorRT needs a driver.
+    "ncnn": (("ncnn", ""),),
     "trt": (("tensorrt", ""),),
     "trt-rtx": (("tensorrt-rtx", ""),),
 }
@@ -273,6 +275,7 @@ EXTRAS: Final = {
 EXTRA_USES: Final = {
     "convert": "convert, upscale, verify and everything about ONNX files",
     "gpu": "ONNX files on a GPU",
+    "ncnn": "NCNN files",
     "trt": "TensorRT engines",
     "trt-rtx": "TensorRT-RTX engines",
 }
@@ -330,7 +333,20 @@ def _driver() -> Iterator[Row]:
     yield Row("NVIDIA", f"{cuda}{driver.in_words()}")
 
 
-CHECKS: Final = (_python, _torch, _hook, _registered, _extras, _providers, _driver)
+def _vulkan() -> Iterator[Row]:
+    from aether_converters.runtimes.ncnn import vulkan_devices
+
+    if not _versions("ncnn"):
+        return
+    try:
+        names = vulkan_devices()
+    except AetherError as error:
+        yield _refused("Vulkan", error)
+        return
+    yield Row("Vulkan", f"NCNN can compute on {', '.join(names) or 'no GPU, only on the CPU'}")
+
+
+CHECKS: Final = (_python, _torch, _hook, _registered, _extras, _providers, _driver, _vulkan)
 
 
 def examine_python() -> Section:
@@ -401,7 +417,29 @@ def _engine_file(path: Path) -> Iterator[Row]:
     yield Row("runs", "yes, on this computer's GPU")
 
 
-EXAMINERS: Final = {".onnx": _onnx_file, ".engine": _engine_file}
+def _ncnn_file(path: Path) -> Iterator[Row]:
+    from aether_converters.graphs.ncnn_file import read_ncnn
+    from aether_converters.runtimes.opening import open_upscaler
+
+    try:
+        yield from (Row(name, text) for name, text in read_ncnn(path).in_rows())
+        open_upscaler(path)
+    except AetherError as error:
+        yield _refused("runs", error)
+        return
+    yield Row("runs", "yes, on the CPU")
+    if re.search(SCALE_IN_NAME, path.stem) is None:
+        yield Row(
+            "Upscayl",
+            "takes it for a 4x model: its scale is not in the name",
+            problem=True,
+            next="call both files as aethernet convert does, such as 2x_name.param and 2x_name.bin",
+        )
+
+
+SCALE_IN_NAME: Final = r"x\d|\dx"
+
+EXAMINERS: Final = {".onnx": _onnx_file, ".engine": _engine_file, ".param": _ncnn_file}
 """What examines a file, by its ending; all others are checkpoints."""
 
 

@@ -27,8 +27,10 @@ from torch import nn
 
 from aether_converters.errors import ModelError, fault_of
 from aether_converters.graphs.macs import graph_macs, module_macs
+from aether_converters.graphs.ncnn_file import read_ncnn
 from aether_converters.measuring.verification import structured_image
 from aether_converters.runtimes.memory import refuse_beyond_memory
+from aether_converters.runtimes.ncnn import VULKAN
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
 from aether_converters.runtimes.upscaler import (
@@ -69,6 +71,7 @@ class Case:
         fixed_size: (H, W) in px of the only input that it accepts, or None.
         computed_by: What is said beside the name where it is not the CPU or PyTorch.
         bytes_per_pixel: Estimated memory of its activations, in bytes per input px.
+        elsewhere: Whether it is computed in another process, whose memory is not measured.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Case:
     fixed_size: Size | None = None
     computed_by: str = ""
     bytes_per_pixel: int = 0
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +239,7 @@ def benchmark(
     asked = device
     if device == "cpu" and any(SUFFIXES.get(path.suffix.lower()) == "trt" for path in paths):
         device = "cuda"
+    told = ("onnx", "ncnn")  # where they run is said by more than whether there is a GPU
     alone = len({path.name for path in paths}) == len(paths)
     cases: list[Case] = []
     faults: list[AetherError] = []
@@ -244,7 +249,7 @@ def benchmark(
                 found = file_cases(
                     path,
                     dtypes=dtypes,
-                    device=asked if format_of(path) == "onnx" else device,
+                    device=asked if format_of(path) in told else device,
                     threads=threads,
                     provider=provider if format_of(path) == "onnx" else None,
                 )
@@ -263,6 +268,8 @@ def benchmark(
             found=f"--dtype {','.join(dtypes)}, and no .pth or .safetensors file",
             advice="leave --dtype away, or convert the checkpoint with --precision",
         )
+    if device.startswith(VULKAN):
+        device = "cpu"  # whose peak NCNN's speed is set beside: PyTorch has no Vulkan
     measured = measure(
         cases, sizes=sizes, threads=threads, device=device, seconds=seconds, progress=progress
     )
@@ -300,6 +307,7 @@ def file_cases(
                 fixed_size=upscaler.fixed_size,
                 computed_by=f", {computed_by}" if computed_by else "",
                 bytes_per_pixel=upscaler.bytes_per_pixel,
+                elsewhere=upscaler.format == "ncnn",
             )
         ]
     return [_torch_case(upscaler, dtype, device, opened) for dtype in dtypes or ("fp32",)]
@@ -403,11 +411,16 @@ def _engine_macs(path: Path, shape: tuple[int, ...]) -> int | None:
     return count * shape[0] * shape[2] * shape[3] or None
 
 
+def _ncnn_macs(path: Path, shape: tuple[int, ...]) -> int:
+    return read_ncnn(path).macs_per_pixel * shape[0] * shape[2] * shape[3]
+
+
 COUNTERS: Final[Mapping[Format, Callable[[Path, tuple[int, ...]], int | None]]] = {
     "pth": _checkpoint_macs,
     "safetensors": _checkpoint_macs,
     "onnx": graph_macs,
     "trt": _engine_macs,
+    "ncnn": _ncnn_macs,
 }
 """What counts the multiply-accumulates of a format."""
 
@@ -471,7 +484,7 @@ def _measure_size(
     memory: list[int | None] = []
     for case in cases:
         run = partial(case.open(), structured_image(case.channels, *size))
-        memory.append(extra_memory(run, device))
+        memory.append(None if case.elsewhere else extra_memory(run, device))
         runs.append(run)
     kinds = list(dict.fromkeys(case.arithmetic for case in cases))
     peaks = [PeakProduct(kind, device) for kind in kinds]

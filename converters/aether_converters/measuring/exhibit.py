@@ -178,6 +178,7 @@ RUNTIMES: Final = {
     "safetensors": "PyTorch",
     "onnx": "onnxruntime",
     "trt": "TensorRT",
+    "ncnn": "NCNN",
 }
 
 

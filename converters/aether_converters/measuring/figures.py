@@ -211,6 +211,15 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A file beside an artefact without which that is no model, such as NCNN's `.bin`."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtefactReport:
     """What was measured of one artefact.
 
@@ -218,7 +227,7 @@ class ArtefactReport:
         path: The file.
         format: Such as onnx.
         precision: Such as fp16.
-        bytes: Size of the file.
+        bytes: Size of the file, without its companions.
         sha256: Of the file, in hexadecimal.
         max_difference: Largest absolute difference to the source's output, where white is 1.
         mean_difference: Mean absolute difference.
@@ -234,6 +243,7 @@ class ArtefactReport:
         speed: How fast it was, where a report asked for it.
         views: How it enlarges what a report shows.
         colour: What becomes of colours, of files in int8.
+        companions: Files that belong to it.
     """
 
     path: Path
@@ -255,6 +265,12 @@ class ArtefactReport:
     speed: Speed | None = None
     views: tuple[View, ...] = ()
     colour: Colour | None = None
+    companions: tuple[Companion, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all its files."""
+        return self.bytes + sum(file.bytes for file in self.companions)
 
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values; what is no number there becomes None."""
@@ -264,6 +280,7 @@ class ArtefactReport:
             {**vars(picture), "difference": picture.difference and str(picture.difference)}
             for picture in self.pictures
         ]
+        fields["companions"] = [{**vars(c), "path": str(c.path)} for c in self.companions]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()

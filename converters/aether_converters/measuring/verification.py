@@ -33,19 +33,23 @@ from aether_converters.measuring.figures import (
     LIMITS,
     ArtefactReport,
     Colour,
+    Companion,
     Difference,
     Limit,
     SceneViews,
     Shown,
 )
 from aether_converters.measuring.proof import ssim
-from aether_converters.runtimes.upscaler import Image, Upscaler
+from aether_converters.runtimes.upscaler import Format, Image, Upscaler
 from aether_core import AetherNet
 from aether_spandrel.doubts import HALF_RANGE, activation_peak
 from aether_spandrel.inference import FastAetherNet, build_network, channels_last
 from aether_spandrel.network import Network, float_weights, fuse
 
 SIZES: Final = ((96, 80), (37, 53))  # (H, W) in px; neither square, one odd
+IN_HALF_ON_GPUS: Final[frozenset[Format]] = frozenset({"onnx", "ncnn"})
+"""Formats whose fp16 files a GPU computes in float16, and this CPU in float32."""
+
 WINDOW: Final = 24  # input px; the side of each part in which a fixed-size artefact is compared
 
 
@@ -294,16 +298,21 @@ def verify_artefact(
     difference = compare(upscaler, reference.cases(upscaler))
     colour = _colour(upscaler, reference, difference)
     problem = _problem(difference, colour, limit)
-    if upscaler.format == "onnx" and upscaler.precision == "fp16" and reference.overflows_in_half:
+    half = upscaler.format in IN_HALF_ON_GPUS and upscaler.precision == "fp16"
+    if half and reference.overflows_in_half:
         problem = "its activations overflow float16 on a GPU: use the fp32 file"
-    content = upscaler.path.read_bytes()
+    file, *companions = (
+        Companion(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for path in (upscaler.path, *upscaler.companions)
+        for content in (path.read_bytes(),)
+    )
     shown = reference.show(upscaler, difference.digest) if exhibited else Shown()
     return ArtefactReport(
         path=upscaler.path,
         format=upscaler.format,
         precision=upscaler.precision,
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=file.bytes,
+        sha256=file.sha256,
         max_difference=difference.max,
         mean_difference=difference.mean,
         psnr=difference.psnr if math.isfinite(difference.psnr) else None,
@@ -316,6 +325,7 @@ def verify_artefact(
         speed=shown.speed,
         views=shown.views,
         colour=colour,
+        companions=tuple(companions),
     )
 
 

@@ -20,7 +20,7 @@ ARCHITECTURE: Final = "aethernet"
 """Not in the database yet: whoever adds the first model adds it to `architectures.json`."""
 
 PLATFORMS: Final = {"pth": "pytorch", "safetensors": "pytorch", "onnx": "onnx"}
-"""By format; what is not here has no place in the database."""
+"""By format; what is not here has no place in the database, whose check knows no NCNN files."""
 
 TAGS: Final = (
     *("ai-generated", "anime", "cartoon", "cgi", "faces", "game-screenshots", "game-textures"),

@@ -46,6 +46,7 @@ NEEDED_BY: Final[dict[Format, tuple[str, ...]]] = {
     "pth": (),
     "safetensors": (),
     "onnx": ("onnx", "onnxruntime"),
+    "ncnn": ("ncnn",),
 }
 """Modules of extras, by the format to publish that needs them. Engines serve one kind of GPU."""
 
@@ -200,6 +201,7 @@ def _checksums(report: Report) -> str:
     lines: list[str] = []
     for artefact in report.artefacts:
         lines.append(_checksum(artefact.path.name, artefact.sha256))
+        lines += [_checksum(file.path.name, file.sha256) for file in artefact.companions]
         if artefact.format == "trt":
             beside = sidecar_path(artefact.path)
             lines.append(_checksum(beside.name, hashlib.sha256(beside.read_bytes()).hexdigest()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from typing_extensions import Unpack
 
@@ -16,6 +18,13 @@ from aether_converters.runtimes.upscaler import (
 )
 from aether_spandrel.constants import Constants
 
+HOLD_CONSTANTS: Final[Mapping[Format, str]] = {
+    "onnx": "ONNX file",
+    "trt": "engine",
+    "ncnn": "NCNN file",
+}
+"""Formats whose files compute without being told any value, in words."""
+
 
 def open_upscaler(
     path: str | Path,
@@ -24,16 +33,20 @@ def open_upscaler(
     device: str = "cpu",
     threads: int = 0,
     provider: ProviderOptions | None = None,
+    weights: Path | None = None,
     **constants: Unpack[Constants],
 ) -> Upscaler:
-    """Open a `.pth`, `.safetensors`, `.onnx` or `.engine` file to be run.
+    """Open a `.pth`, `.safetensors`, `.onnx`, `.engine` or `.param` file to be run.
 
     Args:
         path: The file.
         format: Its format where the name does not tell.
-        device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU.
-        threads: For onnxruntime; 0 leaves it the choice. PyTorch has one number for all networks.
+        device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU;
+            for NCNN `cpu` or `vulkan`.
+        threads: For onnxruntime and NCNN; 0 leaves them the choice. PyTorch has one number for all
+            networks.
         provider: Where onnxruntime runs an ONNX file; by default the CPU.
+        weights: The `.bin` file beside an NCNN `.param` file, where its name does not tell.
         **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
 
     Raises:
@@ -46,11 +59,11 @@ def open_upscaler(
     chosen = format or format_of(path)
     if chosen != "onnx" and provider is not None:
         refuse_provider(provider, path)
-    if chosen not in ("onnx", "trt"):
+    if chosen not in HOLD_CONSTANTS:
         return open_checkpoint(path, chosen, device, constants)
     if constants:
         raise ModelError(
-            f"an {'ONNX file' if chosen == 'onnx' else 'engine'} has all its constants in it",
+            f"an {HOLD_CONSTANTS[chosen]} has all its constants in it",
             file=path,
             found=f"--set {next(iter(constants))}",
             advice="set it for the checkpoint that the file was made from",
@@ -59,6 +72,10 @@ def open_upscaler(
         from aether_converters.runtimes.tensorrt import open_engine
 
         return open_engine(path, device=device)
+    if chosen == "ncnn":
+        from aether_converters.runtimes.ncnn import open_ncnn
+
+        return open_ncnn(path, weights=weights, device=device, threads=threads)
     if device != "cpu":
         raise ModelError(
             "--device is for PyTorch: ONNX files run where --provider says",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aether_converters.errors import ModelError
 
-Format = Literal["pth", "safetensors", "onnx", "trt"]
+Format = Literal["pth", "safetensors", "onnx", "trt", "ncnn"]
 
 
 FORMATS: Final[tuple[Format, ...]] = ("pth", "safetensors", "onnx")
@@ -28,6 +28,7 @@ SUFFIXES: Final[Mapping[str, Format]] = {
     ".safetensors": "safetensors",
     ".onnx": "onnx",
     ".engine": "trt",
+    ".param": "ncnn",
 }
 """Which format a file's name promises."""
 
@@ -83,6 +84,7 @@ class Upscaler:
             clipped.
         streamer: Upscales large pictures without overlap, if the model allows it.
         size_ranges: Sizes that it accepts, or none if `fixed_size` or any will do.
+        companions: Further files without which it is no model.
     """
 
     path: Path
@@ -101,6 +103,7 @@ class Upscaler:
     looks_at_all: tuple[str, ...] = ()
     steps: tuple[int, int] = (1, 1)
     takes: Callable[[tuple[int, int]], bool] = field(default=lambda _: False, repr=False)
+    companions: tuple[Path, ...] = ()
 
     def accepted_size(self, height: int, width: int) -> tuple[int, int] | None:
         """The smallest size (H, W) in px that it accepts and that holds (height, width), or None.
