@@ -148,13 +148,10 @@ def may_overwrite(network: AetherNet, x: Tensor) -> bool:
 CPU: Final = torch.backends.cpu.get_cpu_capability()
 """The instructions that torch uses, such as AVX512."""
 
-CPU_PARTS: Final[Mapping[str, tuple[range, int, int]]] = {
-    "AVX512": (range(9, 16), 48, 16),
-    "AVX2": (range(9, 100), 16, 16),
-}
-"""Of instructions: sides of kernels in px that gain by parts, channels of a part, of long rows."""
+CPU_KERNELS: Final[Mapping[str, range]] = {"AVX512": range(9, 16), "AVX2": range(9, 100)}
+"""Sides in px of the kernels that gain by parts, by instructions."""
 
-CPU_ROWS_BYTES: Final = 2**21  # of the rows that a kernel sees at a time, so that they stay cached
+PART: Final = 16  # channels
 
 
 def part_widths(config: AetherConfig, x: Tensor) -> list[int]:
@@ -162,18 +159,13 @@ def part_widths(config: AetherConfig, x: Tensor) -> list[int]:
 
     oneDNN writes out the multiplications of a kernel for as many channels as it is given, which is
     likely to be more code than the CPU caches: for a part it runs 1.5 (AVX2) to 4 times (AVX-512)
-    as fast. Three vectors of AVX-512 make fewer parts than one, which keeps long rows cached.
+    as fast.
     """
-    channels, kernel = config.embed_dim, config.lk_kernel
-    kernels, width, of_long_rows = next(
-        (parts for instructions, parts in CPU_PARTS.items() if CPU.startswith(instructions)),
-        (range(0), channels, channels),
-    )
-    if x.device.type != "cpu" or kernel not in kernels:
+    channels = config.embed_dim
+    kernels = next((CPU_KERNELS[name] for name in CPU_KERNELS if CPU.startswith(name)), range(0))
+    if x.device.type != "cpu" or config.lk_kernel not in kernels:
         return [channels]
-    if 4 * x.shape[-1] * kernel * width > CPU_ROWS_BYTES:
-        width = of_long_rows
-    return [min(width, channels - start) for start in range(0, channels, width)]
+    return [min(PART, channels - start) for start in range(0, channels, PART)]
 
 
 def in_parts(x: Tensor, widths: Sequence[int]) -> Parts:
@@ -367,10 +359,8 @@ def _fused_map(ffn: GatedFFN, dtype: torch.dtype) -> RowMap | None:
     fused = fused_linear(dtype, ffn.fc2.weight.device)
     if fused is None:
         return None
-    # In the order in memory that oneDNN takes as it is; made anew each time, which costs less
-    # than 1%, since a copy that is kept would not notice when weights change.
     (gate, gate_bias), (main, main_bias), (last, last_bias) = (
-        (layer.weight.detach().to(dtype).t().contiguous().t(), layer.bias.detach().to(dtype))
+        (layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
         for layer in (ffn.fc1_gate, ffn.fc1_main, ffn.fc2)
     )
     activation = FUSED_ACTIVATIONS[ffn.activation]
