@@ -24,8 +24,7 @@ FLOAT: Final = bytes(4)
 TAGS: Final[Mapping[bytes, tuple[str, int]]] = {FLOAT: ("fp32", 4), HALF: ("fp16", 2)}
 """What stands before weights that may be halves: their precision, and bytes of each."""
 
-ADD, MULTIPLY = 0, 2  # of BinaryOp
-SQUARE, RSQRT = 4, 6  # of UnaryOp
+ADD, MULTIPLY, POWER = 0, 2, 6  # of BinaryOp
 LARGEST: Final = 4  # of Reduction
 RELU, SLOPED, SIGMOID = 1, 2, 4  # activations within a convolution
 
@@ -135,12 +134,6 @@ def _inner_product(line: Line, inputs: Sequence[Blob]) -> _Needs:
     )
 
 
-def _batch_norm(line: Line, inputs: Sequence[Blob]) -> _Needs:
-    (x,) = inputs
-    line.integer(0, 0, x.channels, x.channels)
-    return _Needs(blob=x, weights=((x.channels, False),) * 4)
-
-
 def _shuffle(line: Line, inputs: Sequence[Blob]) -> _Needs:
     (x,) = inputs
     factor = line.integer(0, 1, 1, LARGEST_FACTOR)
@@ -152,9 +145,10 @@ def _shuffle(line: Line, inputs: Sequence[Blob]) -> _Needs:
 
 
 def _binary(line: Line, inputs: Sequence[Blob]) -> _Needs:
-    x, y = inputs
-    line.integer(1, 0, 0, 0)
     line.integer(0, 0, 0, 8)
+    if line.integer(1, 0, 0, 1):  # with a number
+        return _same(line, inputs)
+    x, y = inputs
     if 1 not in (x.channels, y.channels) and x.channels != y.channels:
         raise _OddError(f"{line.kind} of {x.channels} and {y.channels} channels")
     if 0 not in (x.scale, y.scale) and x.scale != y.scale:
@@ -201,7 +195,6 @@ def _same(line: Line, inputs: Sequence[Blob]) -> _Needs:
 
 
 RULES: Final[Mapping[str, Rule]] = {
-    "BatchNorm": _batch_norm,
     "BinaryOp": _binary,
     "Concat": _concat,
     "Convolution": _convolution,
@@ -215,7 +208,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "Sigmoid": _same,
     "Split": _same,
     "Swish": _same,
-    "UnaryOp": _same,
 }
 """What each kind of layer that we write gives and needs."""
 
@@ -437,8 +429,8 @@ def _walk(
 def _picture_channels(lines: Sequence[Line]) -> int:
     """Channels of the input: those of the first layer with weights, which alone say so."""
     for line in lines:
-        if line.kind == "BatchNorm":
-            return line.integer(0, 0, 1, MOST_CHANNELS)
+        if line.kind == "ConvolutionDepthWise":
+            return line.integer(7, 0, 1, MOST_CHANNELS)
         if line.kind == "Convolution":
             filters = line.integer(0, 0, 1, MOST_CHANNELS)
             side = line.integer(1, 0, 1, LARGEST_KERNEL)

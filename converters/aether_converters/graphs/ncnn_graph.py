@@ -1,9 +1,9 @@
 """The network in NCNN's form: traced symbolically, then lowered operator by operator.
 
-Programs bring NCNN of very different age, so a graph keeps to layers that all of them have: those
-whose weights ChaiNNer reads, and which run on a GPU in NCNN of 2022, but for GELU and the largest
-value over channels, which came to GPUs later. What is done to each channel alone becomes part of
-the convolution before or after it wherever its border allows that.
+Programs bring NCNN of very different age, some without all of its layers. A graph keeps to those
+whose weights ChaiNNer reads, which are built into Upscayl, and which run on a GPU in NCNN of 2022,
+but for GELU and the largest value over channels, which came to GPUs later. What is done to each
+channel alone becomes part of the convolution before or after it wherever its border allows that.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ from aether_converters.graphs.ncnn_file import (
     MAGIC,
     MULTIPLY,
     OUTPUT,
+    POWER,
     RELU,
-    RSQRT,
     SIGMOID,
     SLOPED,
-    SQUARE,
 )
 from aether_core import ChannelNorm, scale_and_shift, subtract_mean
 
@@ -174,8 +173,7 @@ class Graph:
         if value.plain:
             return blob
         gain, shift = value.affine
-        vectors = (gain, torch.zeros_like(gain), torch.ones_like(gain), shift)
-        return self.add("BatchNorm", [blob], {0: len(gain)}, [_Weights(v) for v in vectors])
+        return self.convolve(blob, gain[:, None, None, None], shift, groups=len(gain))
 
     def with_weights(self, blob: str) -> Layer | None:
         """The convolution that gives a blob, if it is one without an activation."""
@@ -323,10 +321,11 @@ def _norm(graph: Graph, norm: ChannelNorm, x: _Value) -> _Value:
     centred = graph.convolve(
         graph.settled(x), centre[:, :, None, None].double(), torch.zeros(count).double()
     )
-    squares = graph.add("UnaryOp", [centred], {0: SQUARE})
+    squares = graph.add("BinaryOp", [centred, centred], {0: MULTIPLY})
     mean = torch.full((1, count, 1, 1), 1 / power, dtype=torch.float64)
     eps = torch.full((1,), norm.eps * share**3, dtype=torch.float64)
-    inverse = graph.add("UnaryOp", [graph.convolve(squares, mean, eps)], {0: RSQRT})
+    variance = graph.convolve(squares, mean, eps)
+    inverse = graph.add("BinaryOp", [variance], {0: POWER, 1: 1, 2: -0.5})
     blob = graph.add("BinaryOp", [centred, inverse], {0: MULTIPLY})
     value = _Value(blob=blob, channels=count)
     return value.scaled(norm.weight.double() * math.sqrt(share), norm.bias)

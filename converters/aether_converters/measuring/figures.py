@@ -280,6 +280,7 @@ class ArtefactReport:
             {**vars(picture), "difference": picture.difference and str(picture.difference)}
             for picture in self.pictures
         ]
+        fields["total_bytes"] = self.total_bytes
         fields["companions"] = [{**vars(c), "path": str(c.path)} for c in self.companions]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -46,7 +46,6 @@ NEEDED_BY: Final[dict[Format, tuple[str, ...]]] = {
     "pth": (),
     "safetensors": (),
     "onnx": ("onnx", "onnxruntime"),
-    "ncnn": ("ncnn",),
 }
 """Modules of extras, by the format to publish that needs them. Engines serve one kind of GPU."""
 
