@@ -43,7 +43,7 @@ def float_graph(name: str) -> bytes:
 
 def int8_graph(name: str, target: Target) -> bytes:
     """In int8, with the built-in pictures."""
-    quantised = quantise_network(source(name).network, target, Int8Options(method="minmax"))
+    quantised = quantise_network(source(name).network, target, Int8Options(method="minmax", tune=0))
     return integer_graph_bytes(source(name), quantised, None)
 
 
