@@ -269,12 +269,12 @@ def test_verify_fails_for_a_file_of_another_training(
             ("verify", "no.pth", "no.txt"),
             "left out, since they are no model files: no.txt\n"
             "error: there is no model file to verify "
-            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine)\n",
+            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param)\n",
         ),
         (
             ("upscale", "no.txt", "no.png"),
             "error: no.txt: this is not the name of a model file\n"
-            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine\n"
+            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
             "  found     .txt\n",
         ),
         (

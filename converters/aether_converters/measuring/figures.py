@@ -280,6 +280,8 @@ class ArtefactReport:
             {**vars(picture), "difference": picture.difference and str(picture.difference)}
             for picture in self.pictures
         ]
+        if self.colour is not None:
+            fields["colour"] = {**vars(self.colour), "in_words": self.colour.in_words}
         fields["total_bytes"] = self.total_bytes
         fields["companions"] = [{**vars(c), "path": str(c.path)} for c in self.companions]
         return {
