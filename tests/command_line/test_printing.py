@@ -110,8 +110,15 @@ def run(*arguments: str | bytes, encoding: str) -> subprocess.CompletedProcess[b
 
 
 @posix
-@pytest.mark.parametrize("name", [b"m\xff\xfe.pth", b"\xe9.pth", "é_ж.pth".encode(), b"\xc3.pth"])
-@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii", "cp437"])
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        (b"m\xff\xfe.pth", "utf-8"),
+        (b"\xe9.pth", "cp1252"),
+        ("é_ж.pth".encode(), "ascii"),
+        (b"\xc3.pth", "cp437"),
+    ],
+)
 def test_every_name_is_printed_in_every_encoding(name: bytes, encoding: str, tmp_path: Path):
     path = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118  of bytes
     torch.save(tiny().state_dict(), tmp_path / "m.pth")
