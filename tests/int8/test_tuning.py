@@ -281,9 +281,9 @@ def costly(folder: Path) -> Path:
     made = network()
     with torch.no_grad():
         head, last = cast(Any, made.upsample)[0], made.conv_last
-        head.weight[:4].mul_(1e5)
-        cast(Tensor, head.bias)[:4].mul_(1e5)
-        last.weight[:, 0].div_(1e5)
+        head.weight[:4].mul_(300.0)
+        cast(Tensor, head.bias)[:4].mul_(300.0)
+        last.weight[:, 0].div_(300.0)
     torch.save(made.state_dict(), folder / "2x_costly.pth")
     return folder / "2x_costly.pth"
 
