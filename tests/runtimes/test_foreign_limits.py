@@ -350,7 +350,9 @@ def test_an_interruption_ends_a_run_at_its_next_operator(tmp_path: Path):
     )
     path = saved(model, tmp_path / "m.onnx")
     code = (
-        "import sys, numpy as np\n"
+        "import signal, sys, numpy as np\n"
+        # A shell lets what it starts in the background ignore interruptions.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from aether_converters import open_upscaler\n"
         f"run = open_upscaler({str(path)!r}).run\n"
         "print('running', flush=True)\n"
