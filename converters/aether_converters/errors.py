@@ -56,13 +56,14 @@ def fault_of(file: Path) -> Generator[None]:
         raise AetherError(
             "memory ran out", file=file, advice="close other programs, or try a smaller --tile"
         ) from error
-    except OSError as error:
-        raise AetherError(
-            f"the file cannot be used: {error.strerror or error}",
-            file=file,
-            advice="check its name, its folder and its permissions",
-        ) from error
     except Exception as error:
+        # Without a number it is no word of the operating system: a library that cannot be loaded.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise AetherError(
+                f"the file cannot be used: {error.strerror or error}",
+                file=file,
+                advice="check its name, its folder and its permissions",
+            ) from error
         raise AetherError(
             f"unexpected {type(error).__name__}: {error}",
             file=file,

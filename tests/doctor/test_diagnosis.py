@@ -365,6 +365,6 @@ def test_a_torch_that_cannot_be_imported_is_reported_and_the_rest_too(tmp_path: 
     assert result.returncode == 1
     assert "torch      cannot be imported: OSError: libcudart.so.12: " in result.stdout
     assert "spandrel   cannot be imported: OSError: libcudart.so.12: " in result.stdout
-    assert "file       OSError: libcudart.so.12: " in result.stdout
+    assert "loads      no: unexpected OSError: libcudart.so.12: " in result.stdout
     assert "[convert]  works: " in result.stdout
     assert "Traceback" not in result.stdout + result.stderr

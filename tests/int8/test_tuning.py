@@ -305,7 +305,7 @@ def test_whoever_wants_every_layer_gets_every_layer(tmp_path: Path):
 
 def test_what_a_layer_costs_because_of_one_channel_tuning_mends(tmp_path: Path):
     source = read_source(costly(tmp_path))
-    made = quantise_network(source.network, "tensorrt", Int8Options(tune=0.5))
+    made = quantise_network(source.network, "tensorrt", Int8Options(tune=8.0))
     assert "conv_last" in made.plan.inputs
 
 

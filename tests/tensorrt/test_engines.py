@@ -126,7 +126,7 @@ def test_an_engine_without_its_json_file_says_what_is_missing(engine: Path):
     with pytest.raises(EngineError) as refusal:
         read_sidecar(engine)
     assert str(refusal.value) == (
-        f"{engine}.json: the JSON file of this engine cannot be read: No such file or directory\n"
+        f"{engine}.json: the JSON file of this engine cannot be read: there is no such file\n"
         "  expected  beside model.engine, as aethernet convert --to trt leaves it\n"
         "  next      copy it together with the engine, or build the engine again"
     )
