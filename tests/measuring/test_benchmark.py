@@ -283,7 +283,7 @@ def test_json_is_complete(capsys: pytest.CaptureFixture[str], checkpoint: Path):
     arguments = ("--size", "8x12", "--seconds", 0.01, "--threads", 1, "--json")
     _, out, _ = run(capsys, checkpoint, *arguments)
     found = json.loads(out)
-    assert found.keys() == {"machine", "measurements"}
+    assert found.keys() == {"machine", "measurements", "faults"}
     machine = found["machine"]
     assert machine.keys() == {"cpu", "cores", "threads", "device", "versions", "variables"}
     assert machine["cpu"]

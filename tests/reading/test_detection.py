@@ -185,7 +185,11 @@ def replaced(key: str, *shape: int, dtype: torch.dtype = torch.float32) -> Damag
         (replaced("layers.0.900.norm.weight", 16), "layers.0.900", "blocks are missing"),
         (replaced("layers.0.12345.norm.weight", 16), "layers.0.12345", "no AetherNet of this"),
         (replaced("extra.weight", 16), "extra.weight", "no AetherNet of this configuration"),
-        (replaced("norm.weight", 16, dtype=torch.int64), "norm.weight", "not floating point"),
+        (
+            replaced("norm.weight", 16, dtype=torch.int64),
+            "norm.weight",
+            "of a type that no network is read in",
+        ),
     ],
 )
 def test_tensors_that_form_no_network_are_named(damage: Damage, key: str | None, problem: str):
