@@ -24,7 +24,7 @@ from aether_spandrel.stored import (
     damaged,
 )
 
-MOST_INSTRUCTIONS: Final = 750_000  # about 40 make a tensor; the largest training file has 0.4 M
+MOST_INSTRUCTIONS: Final = 500_000  # about 40 make a tensor; the largest training file has 0.4 M
 MOST_TENSORS: Final = (
     30_000  # the optimizer's and those of quantisation too; the largest file has 10,000
 )
