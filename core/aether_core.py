@@ -108,7 +108,7 @@ class AetherConfig:
     body_norm_eps: float = 1e-5  #: Added to the variance in the normalisation after the body.
     channel_attn: bool = False  #: Whether blocks weigh channels by squeeze and excitation.
     spatial_attn: bool = False  #: Whether blocks weigh pixels.
-    #: How stages are combined: `none` (the last one counts), `raw` (all, by one linear map) or
+    #: How stages are combined, `none` (the last one counts), `raw` (all, by one linear map) or
     #: `project` (each narrowed first).
     stage_fusion: StageFusion = "none"
     #: How normalisation N, convolution C and the skip from the first features f follow the body b:
@@ -234,7 +234,7 @@ class InputRange(nn.Module):
 
     momentum: float  #: Of the moving average, in [0, 1).
     warmup: int  #: In batches, at least 1.
-    amax: Tensor  #: () float32, the range: an average over the first batches, then a moving one.
+    amax: Tensor  #: () float32, the range, an average over the first batches, then a moving one.
     seen: Tensor  #: () float32, the largest absolute value of the batch that is to enter it next.
     batches: Tensor  #: () float32, how many have; nothing is quantised before `warmup` have.
     enabled: Tensor  #: () float32, 0 or 1, whether the layer is quantised.

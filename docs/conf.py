@@ -23,7 +23,10 @@ myst_heading_anchors = 3
 
 # Names of other projects, which only their inventories on the network could resolve.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path")
+    (
+        "py:.*",
+        r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path|aether_spandrel\.inference\.Kind|float32|the range",
+    )
 ]
 
 default_role = "code"  # single backticks in docstrings

@@ -74,7 +74,7 @@ def test_pictures_that_were_given_say_how_their_colours_move(tmp_path: Path):
     (proof,) = found.pictures
     assert 0 < proof.shift < 6
     assert found.as_dict()["colour"] == {
-        "in_words": found.colour.in_words,
+        "in_words": found.colour.in_words if found.colour else "",
         "pictures": pytest.approx(found.colour.pictures if found.colour else -1),
         "flat": pytest.approx(found.colour.flat if found.colour else -1),
         "patch": found.colour.patch if found.colour else "",
