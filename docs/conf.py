@@ -25,7 +25,8 @@ myst_heading_anchors = 3
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path|aether_spandrel\.inference\.Kind|float32|the range",
+        r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path"
+        r"|aether_spandrel\.inference\.Kind|float32|the range",
     )
 ]
 
