@@ -53,7 +53,11 @@ def test_of_a_pair_that_differs_nothing_is_kept(
     wrong = tuple(
         (tmp_path / "other" / f"2x_other_fp32{s}").read_bytes() for s in (".param", ".bin")
     )
-    monkeypatch.setitem(WRITERS, "ncnn", lambda *_: wrong)
+
+    def of_another(*_: object) -> tuple[bytes, ...]:
+        return wrong
+
+    monkeypatch.setitem(WRITERS, "ncnn", of_another)
     report = convert(source, tmp_path / "out", to=["ncnn"], precision=["fp32"])
     assert report.failed
     assert list((tmp_path / "out").iterdir()) == []
