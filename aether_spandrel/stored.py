@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -113,17 +114,17 @@ def as_numbers(content: bytearray, kind: str) -> Tensor:
     return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
 
 
-class Unread:
+class Unread(ABC):
     """A tensor that lies in a file and can be read."""
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Memory that its numbers take."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Tensor | Quantised:
         """The tensor; raises CheckpointError if the file has become shorter."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

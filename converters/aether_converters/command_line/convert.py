@@ -8,15 +8,13 @@ from typing import Any, Final
 
 from aether_converters.command_line.arguments import (
     CHECKPOINT,
-    FORMATS,
-    PRECISIONS,
     USUAL_FORMATS,
-    USUAL_PRECISIONS,
     add_command,
     card_options,
     checkpoint_options,
-    list_of,
+    file_options,
     name_part,
+    picture_options,
     shape,
 )
 from aether_converters.command_line.engine_options import engine_arguments, engine_options
@@ -25,7 +23,6 @@ from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import (
     progress,
 )
-from aether_converters.command_line.wildcards import Files
 
 CONVERT: Final = """\
 Convert a checkpoint to fused files for inference. Each file is read back from disk and compared
@@ -53,20 +50,7 @@ def add_convert(commands: Any) -> None:
     )
     convert.add_argument("model", type=Path, help=CHECKPOINT)
     convert.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
-    convert.add_argument(
-        "--to",
-        type=list_of(FORMATS),
-        default=list(USUAL_FORMATS),
-        metavar="FORMATS",
-        help=f"comma-separated, of {', '.join(FORMATS)} (default: {', '.join(USUAL_FORMATS)})",
-    )
-    convert.add_argument(
-        "--precision",
-        type=list_of(PRECISIONS),
-        default=list(USUAL_PRECISIONS),
-        metavar="PRECISIONS",
-        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
-    )
+    file_options(convert, default=USUAL_FORMATS, said=", ".join(USUAL_FORMATS))
     convert.add_argument(
         "--shape",
         type=shape,
@@ -78,22 +62,13 @@ def add_convert(commands: Any) -> None:
         type=name_part,
         help="the model's name in the file names (default: the model's own)",
     )
-    convert.add_argument("--force", action="store_true", help="replace files that exist")
     convert.add_argument(
         "--no-report",
         dest="report",
         action="store_false",
         help="write no report.html and report.json",
     )
-    convert.add_argument(
-        "--pictures",
-        nargs="+",
-        type=Path,
-        action=Files,
-        default=[],
-        metavar="PATH",
-        help="pictures and folders that the report shows (default: a bundled one)",
-    )
+    picture_options(convert)
     card_options(convert)
     int8_arguments(convert)
     checkpoint_options(convert, strict=True)

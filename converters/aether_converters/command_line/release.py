@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
     CHECKPOINT,
-    FORMATS,
-    PRECISIONS,
-    USUAL_PRECISIONS,
     add_command,
     card_options,
     checkpoint_options,
-    list_of,
+    file_options,
     name_part,
     paragraphs,
+    picture_options,
 )
 from aether_converters.command_line.int8_options import int8_arguments, int8_options
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
-from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
     from aether_converters.publishing.releasing import Release
@@ -57,29 +54,8 @@ def add_release(commands: Any) -> None:
         default=(),
         help="comma-separated, such as photo,restoration; OpenModelDB's own",
     )
-    command.add_argument(
-        "--to",
-        type=list_of(FORMATS),
-        metavar="FORMATS",
-        help=f"comma-separated, of {', '.join(FORMATS)} (default: what is installed, without trt)",
-    )
-    command.add_argument(
-        "--precision",
-        type=list_of(PRECISIONS),
-        default=list(USUAL_PRECISIONS),
-        metavar="PRECISIONS",
-        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
-    )
-    command.add_argument(
-        "--pictures",
-        nargs="+",
-        type=Path,
-        action=Files,
-        default=[],
-        metavar="PATH",
-        help="pictures and folders to show it on (default: a bundled one)",
-    )
-    command.add_argument("--force", action="store_true", help="replace files that exist")
+    file_options(command, default=None, said="what is installed, without trt")
+    picture_options(command)
     int8_arguments(command)
     checkpoint_options(command, strict=True)
 

@@ -36,6 +36,8 @@ from aether_spandrel.network import Network, float_weights, fuse, read_network
 TUNED: Final = "int8_plan"
 """The entry of the metadata that says so; see `int8.keeping`."""
 
+LONGEST_REASON: Final = 200  # characters; torch lists all that it knows
+
 
 def open_checkpoint(path: Path, format: Format, device: str, constants: Constants) -> Upscaler:
     """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`.
@@ -96,8 +98,8 @@ def refuse_device(device: str, path: Path) -> None:
         ValueError,
         ImportError,
     ) as error:
-        reason = str(error).split(". ")[0].splitlines() or [type(error).__name__]
-        raise _unusable(device, path, reason[0]) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _unusable(device, path, reason[:LONGEST_REASON]) from error
 
 
 def _unusable(device: str, path: Path, reason: str) -> ModelError:
