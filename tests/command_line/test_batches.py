@@ -370,8 +370,9 @@ def test_the_summary_has_counts_and_names(capsys: pytest.CaptureFixture[str], tm
 
 
 @posix
-@pytest.mark.parametrize("json_too", [False, True])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("name", "json_too"), [("SIGINT", False), ("SIGHUP", False), ("SIGTERM", True)]
+)
 def test_who_stops_a_run_is_told_what_was_done(tmp_path: Path, name: str, json_too: bool):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.png").write_bytes(b"damaged")
@@ -408,8 +409,10 @@ def hear_signals() -> None:
 
 
 @posix
-@pytest.mark.parametrize("command", ["upscale", "inspect", "--help"])
-@pytest.mark.parametrize("imported", ["argparse", "aether_spandrel", "importlib.metadata"])
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [("upscale", "argparse"), ("inspect", "aether_spandrel"), ("--help", "importlib.metadata")],
+)
 def test_who_stops_a_command_at_once_sees_no_traceback(command: str, imported: str):
     code = (
         "import os, signal, sys\n"
