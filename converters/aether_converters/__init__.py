@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ModelError,
     )
     from aether_converters.measuring.figures import ArtefactReport
+    from aether_converters.pictures.arrays import upscale
     from aether_converters.publishing.releasing import release
     from aether_converters.reports.report import Report
     from aether_converters.runtimes.opening import open_upscaler
@@ -38,6 +39,7 @@ __all__ = [
     "convert",
     "open_upscaler",
     "release",
+    "upscale",
     "verify",
 ]
 
@@ -55,14 +57,24 @@ _HOMES: Final = {
     "convert": "aether_converters.conversion",
     "open_upscaler": "aether_converters.runtimes.opening",
     "release": "aether_converters.publishing.releasing",
+    "upscale": "aether_converters.pictures.arrays",
     "verify": "aether_converters.comparison",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; `__version__` is that of the package."""
     import importlib
 
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aether-spandrel")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, which are there only once they are used."""
+    return sorted((*__all__, *(name for name in globals() if name.startswith("__"))))
