@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
     )
+    from aether_converters.measuring.evaluation import Comparing, evaluate
     from aether_converters.measuring.figures import ArtefactReport
     from aether_converters.pictures.arrays import upscale
     from aether_converters.publishing.releasing import release
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactReport",
+    "Comparing",
     "ConversionError",
     "ImageError",
     "MissingExtraError",
@@ -37,6 +39,7 @@ __all__ = [
     "Report",
     "Upscaler",
     "convert",
+    "evaluate",
     "open_upscaler",
     "release",
     "upscale",
@@ -47,6 +50,7 @@ __all__ = [
 # `doctor` must run where torch is broken.
 _HOMES: Final = {
     "ArtefactReport": "aether_converters.measuring.figures",
+    "Comparing": "aether_converters.measuring.evaluation",
     "ConversionError": "aether_converters.errors",
     "ImageError": "aether_converters.errors",
     "MissingExtraError": "aether_converters.errors",
@@ -55,6 +59,7 @@ _HOMES: Final = {
     "Report": "aether_converters.reports.report",
     "Upscaler": "aether_converters.runtimes.upscaler",
     "convert": "aether_converters.conversion",
+    "evaluate": "aether_converters.measuring.evaluation",
     "open_upscaler": "aether_converters.runtimes.opening",
     "release": "aether_converters.publishing.releasing",
     "upscale": "aether_converters.pictures.arrays",

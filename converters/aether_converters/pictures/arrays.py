@@ -153,11 +153,12 @@ def _of_array(array: NDArray[Any]) -> Picture:
 def _to_array(picture: Picture, given: NDArray[Any]) -> NDArray[Any]:
     """The picture with the dtype and, where it can be, the number of axes of what was given."""
     pixels = _interleaved(picture)
-    if given.dtype.name in FLOATS:
+    dtype: str = cast(Any, given.dtype).name
+    if dtype in FLOATS:
         refuse_invalid(pixels)
         pixels = np.clip(pixels, 0, 1, out=pixels)
     flat = pixels.shape[2] == 1 and given.shape[2:] != (1,)
-    return (pixels[..., 0] if flat else pixels).astype(given.dtype.name, copy=False)
+    return (pixels[..., 0] if flat else pixels).astype(dtype, copy=False)
 
 
 def _to_pillow(picture: Picture) -> Image.Image:
