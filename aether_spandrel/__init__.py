@@ -37,7 +37,16 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; `__version__` is that of the package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aether-spandrel")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, which are there only once they are used."""
+    return sorted((*__all__, *(name for name in globals() if name.startswith("__"))))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
     )
+    from aether_converters.measuring.evaluation import Comparing, evaluate
     from aether_converters.measuring.figures import ArtefactReport
+    from aether_converters.pictures.arrays import upscale
     from aether_converters.publishing.releasing import release
     from aether_converters.reports.report import Report
     from aether_converters.runtimes.opening import open_upscaler
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactReport",
+    "Comparing",
     "ConversionError",
     "ImageError",
     "MissingExtraError",
@@ -36,8 +39,10 @@ __all__ = [
     "Report",
     "Upscaler",
     "convert",
+    "evaluate",
     "open_upscaler",
     "release",
+    "upscale",
     "verify",
 ]
 
@@ -45,6 +50,7 @@ __all__ = [
 # `doctor` must run where torch is broken.
 _HOMES: Final = {
     "ArtefactReport": "aether_converters.measuring.figures",
+    "Comparing": "aether_converters.measuring.evaluation",
     "ConversionError": "aether_converters.errors",
     "ImageError": "aether_converters.errors",
     "MissingExtraError": "aether_converters.errors",
@@ -53,16 +59,27 @@ _HOMES: Final = {
     "Report": "aether_converters.reports.report",
     "Upscaler": "aether_converters.runtimes.upscaler",
     "convert": "aether_converters.conversion",
+    "evaluate": "aether_converters.measuring.evaluation",
     "open_upscaler": "aether_converters.runtimes.opening",
     "release": "aether_converters.publishing.releasing",
+    "upscale": "aether_converters.pictures.arrays",
     "verify": "aether_converters.comparison",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; `__version__` is that of the package."""
     import importlib
 
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aether-spandrel")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, which are there only once they are used."""
+    return sorted((*__all__, *(name for name in globals() if name.startswith("__"))))

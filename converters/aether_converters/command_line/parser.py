@@ -11,6 +11,7 @@ from aether_converters.command_line.bench import add_bench
 from aether_converters.command_line.convert import add_convert
 from aether_converters.command_line.demo import add_demo
 from aether_converters.command_line.doctor import add_doctor
+from aether_converters.command_line.evaluate import add_evaluate
 from aether_converters.command_line.inspect import add_inspect
 from aether_converters.command_line.release import add_release
 from aether_converters.command_line.terminal import fail, written_to
@@ -26,6 +27,7 @@ Load, convert and run AetherNet super-resolution models.
   aethernet release model.pth --out release/       the same, with all that is published with it
   aethernet upscale model.pth photo.png            enlarge a picture, or a folder of pictures
   aethernet verify  model.pth release/*            do these files compute what the model computes?
+  aethernet evaluate model.pth --originals photos/ how near do they come to originals?
   aethernet bench   model.pth release/*            how fast are they here?
   aethernet doctor                                 what works here, in ChaiNNer, in ComfyUI?
 """
@@ -69,6 +71,7 @@ COMMANDS: Final = (
     add_release,
     add_upscale,
     add_verify,
+    add_evaluate,
     add_bench,
     add_doctor,
 )

@@ -33,6 +33,7 @@ from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.ncnn import VULKAN
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
+from aether_converters.runtimes.pytorch import refuse_dtype
 from aether_converters.runtimes.upscaler import (
     PRECISIONS,
     SUFFIXES,
@@ -47,7 +48,6 @@ Size = tuple[int, int]
 Run = Callable[[Image], Image]
 
 SIZES: Final[tuple[Size, ...]] = ((128, 128), (256, 256))  # (H, W) in px
-DTYPES: Final = ("fp32", "bf16", "fp16")
 LEAST_ROUNDS: Final = 3
 REST: Final = 0.01  # s; threads of the last file look for work for a while, on the next one's cost
 PEAK_CHANNELS: Final = 256
@@ -326,19 +326,7 @@ def _torch_case(
     from aether_spandrel.arch import load
 
     path = upscaler.path
-    if dtype not in DTYPES:
-        raise ModelError(
-            "there is no such dtype to compute in",
-            file=path,
-            expected=", ".join(DTYPES),
-            found=dtype,
-        )
-    if dtype == "fp16" and not load(path).supports_half:
-        raise ModelError(
-            "this network cannot be computed in fp16: its values leave the range",
-            file=path,
-            advice="--dtype bf16 or --dtype fp32",
-        )
+    refuse_dtype(dtype, path, fits_float16=dtype != "fp16" or load(path).supports_half)
     return Case(
         name=path.name,
         dtype=dtype,

@@ -95,6 +95,14 @@ def from_float(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Planes:
     """
     if dtype == values.dtype:
         return values
+    refuse_invalid(values)
+    clipped = np.clip(values, 0, 1)
+    clipped *= np.float32(white(dtype))
+    return np.rint(clipped, out=clipped).astype(dtype)
+
+
+def refuse_invalid(values: NDArray[np.float32]) -> None:
+    """Raise ImageError where what a model gave is NaN or infinite."""
     if not np.isfinite([values.min(), values.max()]).all():
         raise ImageError(
             "the model produced invalid numbers",
@@ -102,9 +110,6 @@ def from_float(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Planes:
             found="NaN or infinity, as when half precision (fp16) overflows",
             advice="use the fp32 file of the model; if this is it, see `aethernet inspect`",
         )
-    clipped = np.clip(values, 0, 1)
-    clipped *= np.float32(white(dtype))
-    return np.rint(clipped, out=clipped).astype(dtype)
 
 
 def upright(samples: Samples, orientation: int, marks: Marks) -> Picture:

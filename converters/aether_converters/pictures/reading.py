@@ -183,6 +183,15 @@ def _decode_with_pillow(module: str, name: str, stream: BinaryIO) -> Picture:
     check_cost(PILLOW_BYTES * image.width * image.height, _size_of(stream))
     if getattr(image, "is_animated", False):
         check_single(getattr(image, "n_frames", 2), "frames")
+    return picture_in(image)
+
+
+def picture_in(image: Image.Image) -> Picture:
+    """The picture that Pillow has opened, upright.
+
+    Raises:
+        ImageError: Grey of more than 16 bits.
+    """
     orientation, exif, of_exif = read_exif(image.getexif)
     samples, profile = _pillow_samples(image)
     comment = image.info.get("comment")
@@ -204,7 +213,7 @@ def _size_of(stream: BinaryIO) -> int:
     return size
 
 
-def _pillow_samples(image: ImageFile.ImageFile) -> tuple[Samples, bytes | None]:
+def _pillow_samples(image: Image.Image) -> tuple[Samples, bytes | None]:
     """The pixels of an opened file, and the profile that is theirs.
 
     Raises:

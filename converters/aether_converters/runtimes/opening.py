@@ -31,6 +31,7 @@ def open_upscaler(
     *,
     format: Format | None = None,
     device: str = "cpu",
+    dtype: str = "fp32",
     threads: int = 0,
     provider: ProviderOptions | None = None,
     weights: Path | None = None,
@@ -43,6 +44,7 @@ def open_upscaler(
         format: Its format where the name does not tell.
         device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU;
             for NCNN `cpu` or `vulkan`.
+        dtype: In which PyTorch computes: fp32, bf16 or fp16; other files have their own.
         threads: For onnxruntime and NCNN; 0 leaves them the choice. PyTorch has one number for all
             networks.
         provider: Where onnxruntime runs an ONNX file; by default the CPU.
@@ -52,7 +54,7 @@ def open_upscaler(
     Raises:
         CheckpointError: It is a checkpoint that cannot be read.
         ModelError: It is no super-resolution model that can be run, or the device or provider is
-            not there.
+            not there, or the dtype is none for this network.
         MissingExtraError: The runtime for this format is not installed.
     """
     path = Path(path)
@@ -60,7 +62,14 @@ def open_upscaler(
     if chosen != "onnx" and provider is not None:
         refuse_provider(provider, path)
     if chosen not in HOLD_CONSTANTS:
-        return open_checkpoint(path, chosen, device, constants)
+        return open_checkpoint(path, chosen, device, constants, dtype)
+    if dtype != "fp32":
+        raise ModelError(
+            "a dtype is for PyTorch: other files compute in the one that they were written for",
+            file=path,
+            found=dtype,
+            advice="run the .pth or .safetensors file, or convert it with --precision",
+        )
     if constants:
         raise ModelError(
             f"an {HOLD_CONSTANTS[chosen]} has all its constants in it",

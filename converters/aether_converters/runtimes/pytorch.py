@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from spandrel import ImageModelDescriptor
 from torch import Tensor
 
 from aether_converters.errors import ModelError
@@ -21,6 +23,7 @@ from aether_converters.runtimes.streaming import (
     time_per_pixel,
 )
 from aether_converters.runtimes.upscaler import (
+    PRECISIONS,
     Format,
     Image,
     Streamer,
@@ -38,37 +41,74 @@ TUNED: Final = "int8_plan"
 
 LONGEST_REASON: Final = 200  # characters; torch lists all that it knows
 
+DTYPES: Final = ("fp32", "bf16", "fp16")
+"""In which PyTorch computes a network, whatever its file holds."""
 
-def open_checkpoint(path: Path, format: Format, device: str, constants: Constants) -> Upscaler:
-    """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`.
+LOADED: Final = Path("the loaded AetherNet")
+"""What errors call a network that came from no file that is known."""
+
+
+def open_checkpoint(
+    path: Path, format: Format, device: str, constants: Constants, dtype: str = "fp32"
+) -> Upscaler:
+    """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`, computed in one of `DTYPES`.
 
     Raises:
         CheckpointError: It cannot be read or is no AetherNet.
-        ModelError: The device is not there.
+        ModelError: The device is not there, or the network cannot be computed in the dtype.
     """
     checkpoint = read_checkpoint(path)
     network = read_network(checkpoint, **constants)
-    fused = fuse(network)
-    config = fused.config
-    runner = _Runner(path, _moved(fused, device, path), device)
-    return Upscaler(
-        path=path,
+    refuse_dtype(dtype, path, fits_float16=network.fits_float16)
+    upscaler = _running(_moved(fuse(network), device, path).to(PRECISIONS[dtype]), path)
+    return replace(
+        upscaler,
         format=format,
         # What int8 tuning has left lies as far from its source as its weights are rounded.
         precision="int8" if TUNED in checkpoint.metadata else precision_name(network.dtype),
+    )
+
+
+def of_descriptor(descriptor: ImageModelDescriptor[Any]) -> Upscaler:
+    """A network that spandrel has loaded, on the device and in the dtype in which it is now.
+
+    Raises:
+        ModelError: It is no fused AetherNet.
+    """
+    network = descriptor.model
+    if not (isinstance(network, AetherNet) and network.config.fused):
+        raise ModelError(
+            "this loaded model is no AetherNet, and how far its pixels see is not known",
+            expected="what aether_spandrel.load gives, or spandrel's ModelLoader for an AetherNet",
+            found=type(network).__name__,
+            advice="call it with a tensor, as spandrel has it, or export it to ONNX",
+        )
+    return _running(network, LOADED)
+
+
+def _running(network: AetherNet, path: Path) -> Upscaler:
+    """A fused network as it is, which came from `path`."""
+    config = network.config
+    weight = network.conv_first.weight
+    device = weight.device
+    runner = _Runner(path, network, device, weight.dtype)
+    return Upscaler(
+        path=path,
+        format="pth",
+        precision=precision_name(weight.dtype),
         channels=(config.in_chans, config.out_chans),
         scale=config.scale,
         receptive_radius=config.receptive_radius,
         global_context=config.global_context,
         fixed_size=None,
         bytes_per_pixel=activation_bytes(config),
-        details={"tensors": len(network.state_dict)},
+        details={"tensors": len(network.state_dict())},
         run=runner.run,
         streamer=Streamer(
             rows=rows_per_band,
             memory=partial(streaming_bytes, config),
             # Other devices have no caches that a wide band outgrows.
-            time=time_per_pixel if torch.device(device).type == "cpu" else lambda _: 1.0,
+            time=time_per_pixel if device.type == "cpu" else lambda _: 1.0,
             run=runner.run_bands,
         )
         if can_stream(config)
@@ -79,6 +119,23 @@ def open_checkpoint(path: Path, format: Format, device: str, constants: Constant
 def _moved(network: Network, device: str, path: Path) -> AetherNet:
     refuse_device(device, path)
     return build_network(network.config, float_weights(network), FastAetherNet).to(device)
+
+
+def refuse_dtype(dtype: str, path: Path, *, fits_float16: bool) -> None:
+    """Raise ModelError where a network cannot be computed in a dtype."""
+    if dtype not in DTYPES:
+        raise ModelError(
+            "there is no such dtype to compute in",
+            file=path,
+            expected=", ".join(DTYPES),
+            found=dtype,
+        )
+    if dtype == "fp16" and not fits_float16:
+        raise ModelError(
+            "this network cannot be computed in fp16: its values leave the range",
+            file=path,
+            advice="--dtype bf16 or --dtype fp32",
+        )
 
 
 def refuse_device(device: str, path: Path) -> None:
@@ -112,18 +169,21 @@ def _unusable(device: str, path: Path, reason: str) -> ModelError:
 
 
 class _Runner:
-    """A network on its device, which takes and gives arrays."""
+    """A network on its device and in its dtype, which takes and gives arrays."""
 
-    def __init__(self, path: Path, model: AetherNet, device: str) -> None:
+    def __init__(
+        self, path: Path, model: AetherNet, device: torch.device, dtype: torch.dtype
+    ) -> None:
         """Run `model`, which came from `path`."""
         self._path = path
         self._model = model
         self._device = device
+        self._dtype = dtype
 
     def run(self, image: Image) -> Image:
         """The whole picture at once."""
         with self._explained(f"{image.shape[3]} x {image.shape[2]} px"):
-            return self._model(self._tensor(image)).contiguous().cpu().numpy()
+            return self._array(self._model(self._tensor(image)))
 
     def run_bands(self, images: Iterable[Image]) -> Iterator[Image]:
         """Bands of rows, from top to bottom."""
@@ -133,11 +193,15 @@ class _Runner:
                 band = next(bands, None)
             if band is None:
                 return
-            yield band.contiguous().cpu().numpy()
+            yield self._array(band)
 
     def _tensor(self, image: Image) -> Tensor:
         # torch warns of arrays that it may not write to.
-        return torch.from_numpy(np.require(image, np.float32, ["C", "W"])).to(self._device)
+        values = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+        return values.to(self._device, self._dtype)
+
+    def _array(self, output: Tensor) -> Image:
+        return output.contiguous().cpu().float().numpy()
 
     @contextmanager
     def _explained(self, size: str) -> Generator[None]:

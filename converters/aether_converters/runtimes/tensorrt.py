@@ -5,6 +5,7 @@ Written for a GPU and not run on one yet: `docs/tensorrt.md` lists the tests tha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +190,7 @@ class _Engine:
     def __post_init__(self) -> None:
         self._kept: dict[Shape, _Buffers] = {}
         self._profile = 0
+        self._turn = threading.Lock()  # a context computes one picture at a time
 
     @classmethod
     def load(cls, path: Path, sidecar: Sidecar, backend: Backend, device: torch.device) -> _Engine:
@@ -252,7 +254,7 @@ class _Engine:
         if shape[0] != count:  # a profile for several images takes no fewer: repeat those there are
             image = np.resize(image, shape)
         try:
-            with torch.inference_mode(), torch.cuda.stream(self.stream):
+            with self._turn, torch.inference_mode(), torch.cuda.stream(self.stream):
                 return self._computed(image, index)[:count]
         except torch.cuda.OutOfMemoryError as error:
             raise EngineError(
