@@ -33,7 +33,8 @@ def shrunk_as_matlab(planes: Planes, factor: int) -> Planes:
     )
     for channel, target in enumerate(small):
         rows = _weighted(np.asarray(planes[channel], np.float64), offsets, weights, factor)
-        target[...] = _rounded(_weighted(rows.T, offsets, weights, factor).T, planes)
+        columns = _weighted(rows.transpose(), offsets, weights, factor)
+        target[...] = _rounded(columns.transpose(), planes)
     return small
 
 
