@@ -33,8 +33,8 @@ def shrunk_as_matlab(planes: Planes, factor: int) -> Planes:
     )
     for channel, target in enumerate(small):
         rows = _weighted(np.asarray(planes[channel], np.float64), offsets, weights, factor)
-        columns = _weighted(rows.transpose(), offsets, weights, factor)
-        target[...] = _rounded(columns.transpose(), planes)
+        columns = _weighted(np.swapaxes(rows, 0, 1), offsets, weights, factor)
+        target[...] = _rounded(np.swapaxes(columns, 0, 1), planes)
     return small
 
 
