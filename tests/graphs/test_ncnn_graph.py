@@ -11,7 +11,11 @@ import torch
 
 from aether_converters import ConversionError
 from aether_converters.graphs.ncnn_file import HALF, RULES, NcnnFile, read_ncnn
-from aether_converters.graphs.ncnn_graph import NcnnPair, build_ncnn
+from aether_converters.graphs.ncnn_graph import (
+    NcnnPair,
+    _text,  # pyright: ignore[reportPrivateUsage]
+    build_ncnn,
+)
 from aether_core import AetherNet
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.inference import build_network
@@ -26,6 +30,9 @@ LEFT_OUT_BY_PROGRAMS = {"LayerNorm", "Scale", "Normalize", "MemoryData", "UnaryO
 """Refused by ChaiNNer's reader, or not built into Upscayl's NCNN."""
 
 WITHOUT_FORM = "g2a-train-4x"
+
+CHARACTERS_READ_BY_NCNN = 15
+"""Of a number; NCNN before 2024 takes the rest for the next parameter and refuses the file."""
 
 
 def golden(case: str, folder: Path) -> AetherNet:
@@ -98,6 +105,19 @@ def test_a_block_takes_no_step_that_it_does_not_need(tmp_path: Path):
         "GELU": 1,
         "Split": 3,
     }
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != WITHOUT_FORM])
+def test_numbers_are_as_short_as_ncnn_reads_them_and_exact(case: str, tmp_path: Path):
+    network = golden(case, tmp_path)
+    graph = build_ncnn(network, channels=network.config.in_chans).param.decode()
+    words = [word for word in graph.split() if "=" in word]
+    values = [value for word in words for value in word.partition("=")[2].split(",")]
+    assert max(map(len, values)) <= CHARACTERS_READ_BY_NCNN
+    smallest = np.nextafter(np.float32(-1.1e-38), np.float32(0))
+    for number in (smallest, np.float32(-1 / 3), np.finfo(np.float32).min):
+        assert np.float32(float(_text(float(number)))) == number
+        assert len(_text(float(number))) <= CHARACTERS_READ_BY_NCNN
 
 
 def test_halves_hold_the_constants_of_a_norm_exactly():

@@ -549,4 +549,5 @@ def _line(
 
 
 def _text(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9e}"
+    """A number in at most 15 characters, all that NCNN reads; a float32 is told by these."""
+    return str(value) if isinstance(value, int) else f"{value:.8e}"
