@@ -302,7 +302,14 @@ def test_errors_are_whole_sentences_without_a_traceback(
         (("upscale", "a.pth", "b.png", "--tile", "x"), "x is not a whole number from 1 to 65536"),
         (("upscale", "a.pth", "b.png", "--memory", "0"), "0 is not a positive number"),
         (("upscale", "a.pth", "b.png", "--quality", "101"), "101 is not a whole number from 1"),
-        ((), "the following arguments are required: command"),
+        (("convert",), "the following arguments are required: model"),
+        (("upscal", "a.pth"), "there is no command upscal\n  next      did you mean upscale?"),
+        (("a.pth", "b.png"), "next      aethernet upscale a.pth photo.png"),
+        (("upscale", "a.pth", "b.png", "--tiel", "9"), "next      did you mean --tile?"),
+        (("convert", "a.pth", "--precison=fp16"), "next      did you mean --precision?"),
+        (("upscale", "a.pth", "-i", "b.png"), "next      write the pictures after the model"),
+        (("upscale", "a.pth", "b.png", "-s", "4"), "next      the scale is the model's"),
+        (("bench", "a.pth", "--xyzzy"), "no option --xyzzy\n  next      aethernet bench --help"),
     ],
 )
 def test_wrong_usage_is_explained(
@@ -312,6 +319,21 @@ def test_wrong_usage_is_explained(
         main(list(arguments))
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_the_bare_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 0
+    assert "try everything out with a sample model" in capsys.readouterr().out
+
+
+def test_options_may_be_shortened_and_files_may_look_like_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert main(["inspect", "--jso", str(tmp_path / "none.pth")]) == 1
+    assert main(["inspect", "--", "--tiel"]) == 1
+    assert "there is no option" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["inspect", "convert", "upscale", "verify"])

@@ -87,9 +87,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     from aether_converters.command_line.terminal import finish_streams, prepare_streams
 
     prepare_streams()
-    from aether_converters.command_line.parser import whole_parser
+    from aether_converters.command_line.parser import read_arguments
 
-    options = whole_parser().parse_args(arguments)
+    options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     status: int = options.run(options)
     finish_streams()
     return status

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final, NoReturn
 
@@ -33,8 +36,59 @@ Load, convert and run AetherNet super-resolution models.
 """
 
 
+HABITS: Final[Mapping[str, str]] = {
+    "-i": "write the pictures after the model: aethernet upscale model.pth photo.png",
+    "--input": "write the pictures after the model: aethernet upscale model.pth photo.png",
+    "-o": "--out PATH says where results go",
+    "--output": "--out PATH says where results go",
+    "-s": "the scale is the model's; take a model of another scale",
+    "--scale": "the scale is the model's; take a model of another scale",
+    "--outscale": "the scale is the model's; take a model of another scale",
+    "-n": "write the model's file first: aethernet upscale model.pth photo.png",
+    "--model": "write the model's file first: aethernet upscale model.pth photo.png",
+    "-m": "write the model's file first: aethernet upscale model.pth photo.png",
+    "-t": "--tile SIZE is the side of a tile in px; left out, memory decides",
+    "-f": "--format png, jpeg, webp, tiff or bmp; left out, --out decides",
+    "-g": "--device cuda computes on the GPU",
+    "--gpu": "--device cuda computes on the GPU",
+    "--gpu-id": "--device cuda:0 computes on the first GPU",
+    "--fp16": "make a file in half precision: aethernet convert model.pth --precision fp16",
+    "--half": "make a file in half precision: aethernet convert model.pth --precision fp16",
+    "-y": "--force replaces files that exist",
+    "--overwrite": "--force replaces files that exist",
+    "-r": "--recursive takes folders with all that is below them",
+}
+"""What options that other tools have for enlarging are here."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, as every other error is said."""
+
+    @property
+    def options(self) -> frozenset[str]:
+        """All that begin with a dash."""
+        return frozenset(self._option_string_actions)
+
+    def refuse_unknown(self, arguments: Iterable[str]) -> None:
+        """Exit with 2 and a next step if an option is none of these."""
+        for argument in arguments:
+            if argument == "--":
+                return
+            name = argument.partition("=")[0]
+            if not re.match(r"-{1,2}[A-Za-z]", name) or self._known(name):
+                continue
+            fail(f"there is no option {name}", f"  next      {self._advice(name)}")
+            raise SystemExit(2)
+
+    def _known(self, name: str) -> bool:
+        """Whether argparse takes it: whole, or the beginning of a long one."""
+        return any(option == name or _begins(option, name) for option in self.options)
+
+    def _advice(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.options, n=1)
+        if name in HABITS and not near and self.prog.endswith("upscale"):
+            return HABITS[name]
+        return f"did you mean {near[0]}?" if near else f"{self.prog} --help"
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help or version; argparse would not notice that it cannot."""
@@ -49,8 +103,37 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def whole_parser() -> argparse.ArgumentParser:
-    """What reads them."""
+def _begins(option: str, name: str) -> bool:
+    return name.startswith("--") and len(name) > 2 and option.startswith(name)
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was asked for; exits with a next step where it is nothing that can be done.
+
+    Without any argument the help is shown, and 0 the exit status.
+    """
+    parser, commands = _parsers()
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    asked = next((index for index, text in enumerate(arguments) if not text.startswith("-")), None)
+    if asked is not None:
+        command = arguments[asked]
+        if command not in commands:
+            near = difflib.get_close_matches(command, commands, n=1)
+            file = "." in command
+            advice = f"aethernet upscale {command} photo.png" if file else f"{parser.prog} --help"
+            fail(
+                f"there is no command {command}",
+                f"  next      {f'did you mean {near[0]}?' if near else advice}",
+            )
+            raise SystemExit(2)
+        commands[command].refuse_unknown(arguments[asked + 1 :])
+    return parser.parse_args(arguments)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
+    """What reads them all, and what reads those of each command."""
     parser = _Parser(
         prog="aethernet",
         description=DESCRIPTION,
@@ -58,10 +141,10 @@ def whole_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("aether-spandrel"))
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands: Any = parser.add_subparsers(metavar="command", required=True)
     for add in COMMANDS:
         add(commands)
-    return parser
+    return parser, commands.choices
 
 
 COMMANDS: Final = (
