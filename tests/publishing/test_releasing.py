@@ -88,6 +88,16 @@ def test_the_checksums_are_checked_by_sha256sum(folder: Path):
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
+def test_a_release_for_ncnn_has_both_files_and_says_what_tiles_do(tmp_path: Path):
+    release(saved(tmp_path / "tiny.pth"), tmp_path / "out", to=["ncnn"], precision=["fp32"])
+    result = checked(tmp_path / "out")
+    assert result.stdout.splitlines() == ["2x_tiny_fp32.param: OK", "2x_tiny_fp32.bin: OK"]
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "ChaiNNer's NCNN nodes**: `2x_tiny_fp32.param` and the `.bin` file" in card
+    assert "beyond their part, of the" in card
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
 def test_checksums_of_strange_names_are_checked_too(tmp_path: Path):
     try:
         source = saved(tmp_path / "back\\slash\nline\udcff.pth")

@@ -67,6 +67,7 @@ def markdown_card(report: Report, *, picture: str, made_by: str) -> str:
     by_format = {(a.format, a.precision): a.path.name for a in report.artefacts}
     preferred = [by_format[key] for key in LOADED_BY_SPANDREL if key in by_format]
     for_onnx = [a.path.name for a in report.artefacts if a.format == "onnx"]
+    for_ncnn = [a.path.name for a in report.artefacts if a.format == "ncnn"]
     return environment.get_template("card.md.jinja").render(
         report=report,
         card=report.card,
@@ -79,6 +80,7 @@ def markdown_card(report: Report, *, picture: str, made_by: str) -> str:
         picture=picture,
         torch_file=preferred[0] if preferred else "",
         onnx_file=for_onnx[0] if for_onnx else "",
+        ncnn_file=for_ncnn[0] if for_ncnn else "",
         made_by=made_by,
     )
 
