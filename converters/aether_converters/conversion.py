@@ -28,7 +28,7 @@ from aether_converters.atomic import (
 )
 from aether_converters.card import ModelCard
 from aether_converters.engines import EngineRequest, write_engine
-from aether_converters.errors import ConversionError, require
+from aether_converters.errors import ConversionError, ModelError, require
 from aether_converters.int8.plan import Target
 from aether_converters.int8.planning import Int8Options, Quantised, quantise_network
 from aether_converters.int8.trained import as_trained
@@ -75,8 +75,8 @@ def convert(
         progress: Called with a few words before each step.
         build_progress: Called while an engine is built; see `build_plan`.
         **choices: What is to be made, by name: `to=["onnx"]`, `precision=["fp16"]`, `shape`,
-            `name`, `force`, `strict`, `int8`, `engine`, `report`, `pictures`, `card`, each as
-            `Wanted` describes it; and values that no tensor carries, such as `res_scale=0.15`,
+            `opset`, `name`, `force`, `strict`, `int8`, `engine`, `report`, `pictures`, `card`, each
+            as `Wanted` describes it; and values that no tensor carries, such as `res_scale=0.15`,
             which become part of the weights; see `aether_spandrel.load`.
 
     Returns:
@@ -169,6 +169,7 @@ def _refuse_in_advance(
     if GRAPHS & set(wanted.to):
         require("onnx")
         require("onnxruntime")
+    _refuse_opset(wanted)
     for kind in wanted.to:
         if kind in REFUSALS:
             REFUSALS[kind](origin)
@@ -178,6 +179,21 @@ def _refuse_in_advance(
         needed = activation_bytes(origin.fused.config) * batch * height * width
         size = "x".join(map(str, wanted.shape))
         refuse_beyond_memory(f"checking a file for {size}", needed, "a smaller --shape")
+
+
+def _refuse_opset(wanted: Wanted) -> None:
+    """Raise ConversionError for an opset that does not exist, or is of no use."""
+    if wanted.opset is None:
+        return
+    if "onnx" not in wanted.to:
+        raise ConversionError(
+            "an opset was given, and no ONNX file is to be written",
+            found=f"--to {','.join(wanted.to)}",
+            advice="add onnx to --to, or leave --opset away",
+        )
+    from aether_converters.graphs.opsets import refuse_opset
+
+    refuse_opset(wanted.opset)
 
 
 class _Workshop:
@@ -220,9 +236,14 @@ class _Workshop:
             for partial, content in zip(partials, contents, strict=True):
                 partial.path.write_bytes(content)
             first, *others = (partial.path for partial in partials)
-            upscaler = open_upscaler(
-                first, format=variant.format, weights=others[0] if others else None
-            )
+            try:
+                upscaler = open_upscaler(
+                    first, format=variant.format, weights=others[0] if others else None
+                )
+            except ModelError as error:
+                if variant.format == "onnx" and self._wanted.opset is not None:
+                    raise _not_run(target, self._wanted.opset, error) from error
+                raise
             report = verify_artefact(upscaler, reference)
             if not report.passed:
                 for partial in partials:
@@ -247,7 +268,10 @@ class _Workshop:
         if variant.format == "pth" and variant.target is not None:
             return (kept_bytes(self._origin, self.quantised(variant.target)),)
         if variant.format in GRAPHS:
-            return (self._graph(variant.precision, variant.target),)
+            from aether_converters.graphs.opsets import in_opset
+
+            graph = self._graph(variant.precision, variant.target)
+            return (graph if self._wanted.opset is None else in_opset(graph, self._wanted.opset),)
         held = cast(FloatPrecision, variant.precision)
         return WRITERS[variant.format](self._origin, held, self._wanted.shape)
 
@@ -275,6 +299,16 @@ class _Workshop:
         made = self.quantised(runner)
         exhibit = self.reference.exhibit
         return as_trained(self._origin, made.network, made.plan, exhibit) or self.reference
+
+
+def _not_run(target: Path, opset: int, error: ModelError) -> ConversionError:
+    """The error for a file that nobody can verify, since its opset is too new for onnxruntime."""
+    return ConversionError(
+        f"this onnxruntime does not run the file in opset {opset}",
+        file=target,
+        found=error.found,
+        advice="take a lower --opset, or install a newer onnxruntime",
+    )
 
 
 def _with_quantisation(

@@ -30,6 +30,7 @@ class Choices(Constants, total=False):
     to: Sequence[Format]
     precision: Sequence[Precision]
     shape: Shape | None
+    opset: int | None
     name: str | None
     force: bool
     strict: bool
@@ -48,6 +49,7 @@ class Wanted:
         to: Formats to write.
         precision: Precisions in which each is written; int8 where the format can hold it.
         shape: (N, C, H, W) of a static ONNX graph; None for dynamic batch, height and width.
+        opset: Of ONNX files, from 17 on; None for 17, which everything reads.
         name: The model's name within the file names; None for the source's own.
         force: Replace files that exist. The source itself is never replaced.
         strict: Refuse a source about which there is any doubt; see `CheckpointInfo.warnings`.
@@ -63,6 +65,7 @@ class Wanted:
     to: Sequence[Format] = FORMATS
     precision: Sequence[Precision] = USUAL_PRECISIONS
     shape: Shape | None = None
+    opset: int | None = None
     name: str | None = None
     force: bool = False
     strict: bool = False

@@ -13,6 +13,7 @@ from aether_converters.command_line.arguments import (
     card_options,
     checkpoint_options,
     file_options,
+    integer,
     name_part,
     picture_options,
     shape,
@@ -58,6 +59,12 @@ def add_convert(commands: Any) -> None:
         help="write ONNX and engines for this input alone, such as 1x3x720x1280 (default: any)",
     )
     convert.add_argument(
+        "--opset",
+        type=integer(1, 999),
+        metavar="N",
+        help="of ONNX files, up to the newest that the installed onnx knows (default: 17)",
+    )
+    convert.add_argument(
         "--name",
         type=name_part,
         help="the model's name in the file names (default: the model's own)",
@@ -88,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
             to=options.to,
             precision=options.precision,
             shape=options.shape,
+            opset=options.opset,
             name=options.name,
             force=options.force,
             strict=options.strict,
