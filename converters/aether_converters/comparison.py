@@ -20,7 +20,7 @@ from aether_converters.pictures.comparison import Pair
 from aether_converters.reports.files import refuse_other_report, write_report
 from aether_converters.reports.report import Report
 from aether_converters.runtimes.opening import open_upscaler
-from aether_converters.runtimes.upscaler import Image
+from aether_converters.runtimes.upscaler import Image, Upscaler
 from aether_converters.source import Source, read_source
 from aether_converters.wanted import Progress, silent
 from aether_spandrel.constants import Constants
@@ -82,7 +82,7 @@ def verify(
         origin=origin,
         reference=reference,
         pairs=tuple(pairs),
-        expected=tuple(reference.run(pair.image) for pair in pairs),
+        expected=reference.of_pictures,
         differences=None if differences is None else Path(differences),
     )
     figures: list[ArtefactReport] = []
@@ -166,7 +166,7 @@ class _Judge:
 
     def compare(self, artefact: Path) -> ArtefactReport:
         """The figures of one file."""
-        upscaler = open_upscaler(artefact)
+        upscaler = _run_once(open_upscaler(artefact), [pair.image for pair in self.pairs])
         trained = trained_for(upscaler, self.origin, self.reference.exhibit)
         figures = verify_artefact(upscaler, trained or self.reference)
         if upscaler.format == "onnx" and upscaler.precision == "int8":
@@ -178,6 +178,22 @@ class _Judge:
         places = _difference_places(self.differences, artefact)
         proofs = prove(upscaler.run, self.pairs, self.expected, places)
         return replace(figures, pictures=proofs)
+
+
+def _run_once(upscaler: Upscaler, images: Sequence[Image]) -> Upscaler:
+    """The same, which keeps what it made of these pictures, as more than one looks at it."""
+    made: dict[int, Image] = {}
+    known = {id(image) for image in images}
+
+    def run(image: Image) -> Image:
+        key = id(image)
+        if key not in known:
+            return upscaler.run(image)
+        if key not in made:
+            made[key] = upscaler.run(image)
+        return made[key]
+
+    return replace(upscaler, run=run)
 
 
 def _difference_places(folder: Path | None, artefact: Path) -> Callable[[str], Path] | None:

@@ -133,6 +133,11 @@ class Reference:
             self._of_size[size] = self._whole(image) if whole else self._windows(image)
         return [self._of_size[size]]
 
+    @property
+    def of_pictures(self) -> tuple[Image, ...]:
+        """What the source makes of each picture that was given beside the built-in ones."""
+        return tuple(case.expected[0] for case in self._cases[len(SIZES) :])
+
     @cached_property
     def overflows_in_half(self) -> bool:
         """Whether activations leave the range of float16, where a GPU would compute in it.
