@@ -15,9 +15,10 @@ from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
 from aether_converters.measuring.proof import prove
+from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
 from aether_converters.pictures.comparison import Pair
-from aether_converters.reports.files import refuse_other_report, write_report
+from aether_converters.reports.files import card_beside, refuse_other_report, write_report
 from aether_converters.reports.report import Report
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Image, Upscaler
@@ -47,7 +48,7 @@ def verify(
         pictures: Picture files and folders to compare on, beside the built-in pictures.
         originals: Folder with what the pictures should become, under the same names.
         differences: Folder for a picture of each difference, amplified.
-        report: Folder for `report.html` and `report.json`, with parts of the pictures and speed.
+        report: Folder for `verify.html` and `verify.json`, with parts of the pictures and speed.
         progress: Called with a few words before each step.
         on_fault: Called with what is wrong with an artefact that cannot be compared; the others
             are compared then, as long as there is one. By default it is raised.
@@ -96,11 +97,13 @@ def verify(
             if on_fault is None or (artefact == last and not figures):
                 raise
             on_fault(error)
+    if reference.exhibit is not None:
+        figures = list(with_speeds(figures, reference.exhibit.timed_size))
     found = Report(
         kind="verification",
         source=origin.info,
         source_sha256=origin.sha256,
-        card=origin.card,
+        card=card_beside(last.parent, origin.sha256).or_else(origin.card),
         effort=effort_of(origin.fused.config),
         artefacts=tuple(figures),
         scenes=reference.scene_views,
@@ -138,7 +141,7 @@ def _reference(origin: Source, pairs: list[Pair], report: str | Path | None) -> 
     """The source network, which has run the pictures and what a report shows."""
     exhibit = None
     if report is not None:
-        refuse_other_report(Path(report), force=False)
+        refuse_other_report(Path(report), "verification", force=False)
         config = origin.network.config
         exhibit = exhibit_for(config, pairs or shown_pairs(config, ()))
     return Reference(
