@@ -15,12 +15,13 @@ from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
 from aether_converters.measuring.proof import prove
+from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
 from aether_converters.pictures.comparison import Pair
-from aether_converters.reports.files import refuse_other_report, write_report
+from aether_converters.reports.files import card_beside, refuse_other_report, write_report
 from aether_converters.reports.report import Report
 from aether_converters.runtimes.opening import open_upscaler
-from aether_converters.runtimes.upscaler import Image
+from aether_converters.runtimes.upscaler import Image, Upscaler
 from aether_converters.source import Source, read_source
 from aether_converters.wanted import Progress, silent
 from aether_spandrel.constants import Constants
@@ -47,7 +48,7 @@ def verify(
         pictures: Picture files and folders to compare on, beside the built-in pictures.
         originals: Folder with what the pictures should become, under the same names.
         differences: Folder for a picture of each difference, amplified.
-        report: Folder for `report.html` and `report.json`, with parts of the pictures and speed.
+        report: Folder for `verify.html` and `verify.json`, with parts of the pictures and speed.
         progress: Called with a few words before each step.
         on_fault: Called with what is wrong with an artefact that cannot be compared; the others
             are compared then, as long as there is one. By default it is raised.
@@ -82,7 +83,7 @@ def verify(
         origin=origin,
         reference=reference,
         pairs=tuple(pairs),
-        expected=tuple(reference.run(pair.image) for pair in pairs),
+        expected=reference.of_pictures,
         differences=None if differences is None else Path(differences),
     )
     figures: list[ArtefactReport] = []
@@ -96,11 +97,13 @@ def verify(
             if on_fault is None or (artefact == last and not figures):
                 raise
             on_fault(error)
+    if reference.exhibit is not None:
+        figures = list(with_speeds(figures, reference.exhibit.timed_size))
     found = Report(
         kind="verification",
         source=origin.info,
         source_sha256=origin.sha256,
-        card=origin.card,
+        card=card_beside(last.parent, origin.sha256).or_else(origin.card),
         effort=effort_of(origin.fused.config),
         artefacts=tuple(figures),
         scenes=reference.scene_views,
@@ -138,7 +141,7 @@ def _reference(origin: Source, pairs: list[Pair], report: str | Path | None) -> 
     """The source network, which has run the pictures and what a report shows."""
     exhibit = None
     if report is not None:
-        refuse_other_report(Path(report), force=False)
+        refuse_other_report(Path(report), "verification", force=False)
         config = origin.network.config
         exhibit = exhibit_for(config, pairs or shown_pairs(config, ()))
     return Reference(
@@ -166,7 +169,7 @@ class _Judge:
 
     def compare(self, artefact: Path) -> ArtefactReport:
         """The figures of one file."""
-        upscaler = open_upscaler(artefact)
+        upscaler = _run_once(open_upscaler(artefact), [pair.image for pair in self.pairs])
         trained = trained_for(upscaler, self.origin, self.reference.exhibit)
         figures = verify_artefact(upscaler, trained or self.reference)
         if upscaler.format == "onnx" and upscaler.precision == "int8":
@@ -178,6 +181,22 @@ class _Judge:
         places = _difference_places(self.differences, artefact)
         proofs = prove(upscaler.run, self.pairs, self.expected, places)
         return replace(figures, pictures=proofs)
+
+
+def _run_once(upscaler: Upscaler, images: Sequence[Image]) -> Upscaler:
+    """The same, which keeps what it made of these pictures, as more than one looks at it."""
+    made: dict[int, Image] = {}
+    known = {id(image) for image in images}
+
+    def run(image: Image) -> Image:
+        key = id(image)
+        if key not in known:
+            return upscaler.run(image)
+        if key not in made:
+            made[key] = upscaler.run(image)
+        return made[key]
+
+    return replace(upscaler, run=run)
 
 
 def _difference_places(folder: Path | None, artefact: Path) -> Callable[[str], Path] | None:

@@ -36,6 +36,7 @@ from aether_converters.int8.tuning import untold
 from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
+from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
 from aether_converters.reports.files import PAGE, refuse_other_report, write_report
 from aether_converters.reports.report import Report
@@ -108,6 +109,9 @@ def convert(
         build_progress=build_progress,
     )
     artefacts = tuple(workshop.make(target, variant) for target, variant in targets.items())
+    if exhibit is not None:
+        say("measuring speed")
+        artefacts = with_speeds(artefacts, exhibit.timed_size)
     runners = dict.fromkeys(v.target for v in targets.values() if v.target is not None)
     found = Report(
         kind="conversion",
@@ -165,7 +169,7 @@ def _refuse_in_advance(
             refuse_input(file, inputs)
             refuse_existing(file, force=wanted.force)
     if wanted.report:
-        refuse_other_report(folder, force=wanted.force)
+        refuse_other_report(folder, "conversion", force=wanted.force)
     if GRAPHS & set(wanted.to):
         require("onnx")
         require("onnxruntime")

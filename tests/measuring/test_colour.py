@@ -12,7 +12,7 @@ from PIL import Image
 
 from aether_converters import convert, verify
 from aether_converters.int8.planning import Int8Options
-from aether_converters.measuring.colour import flat_patches, furthest_colour, mean_shift
+from aether_converters.measuring.colour import flat_patches, mean_shift, moved_colours
 from tests.support.tiny import tiny
 
 
@@ -28,9 +28,12 @@ def test_the_colour_that_moves_furthest_is_named():
         moved[:, 1] -= 0.1 * (picture[:, 1] > 0.9) * (picture[:, 0] < 0.1) * (picture[:, 2] < 0.1)
         return moved
 
-    shift, colour = furthest_colour(greenish, lambda picture: picture, 3)
-    assert colour == "0/255/0"
-    assert shift == pytest.approx(25.5, rel=1e-5)
+    patch, *others = moved_colours(greenish, lambda picture: picture, 3)
+    assert patch.colour == "0/255/0"
+    assert patch.shift == pytest.approx(25.5, rel=1e-5)
+    assert patch.source == pytest.approx((0, 255, 0))
+    assert patch.found == pytest.approx((0, 229.5, 0))
+    assert max(other.shift for other in others) == 0
 
 
 def test_noise_moves_no_colour():
@@ -73,9 +76,12 @@ def test_pictures_that_were_given_say_how_their_colours_move(tmp_path: Path):
     ).artefacts
     (proof,) = found.pictures
     assert 0 < proof.shift < 6
+    colour = found.colour
+    assert colour is not None
     assert found.as_dict()["colour"] == {
-        "in_words": found.colour.in_words if found.colour else "",
-        "pictures": pytest.approx(found.colour.pictures if found.colour else -1),
-        "flat": pytest.approx(found.colour.flat if found.colour else -1),
-        "patch": found.colour.patch if found.colour else "",
+        "in_words": colour.in_words,
+        "pictures": colour.pictures,
+        "flat": colour.patches[0].shift,
+        "patch": colour.patches[0].colour,
+        "patches": [vars(patch) for patch in colour.patches],
     }

@@ -166,6 +166,7 @@ def test_a_large_picture_in_columns_and_bands_equals_the_whole(
     plan = plan_tiles(upscaler, 641, 450, memory=memory)
     assert plan.bands
     assert (len(plan) > 1) == (memory == 2**20)
+    assert (plan.band_count > 1) == (memory == 2**30)  # what a user is told
     pixels: list[int] = []
     found = upscale_image(upscaler, image[0], plan, on_pixels=pixels.append)
     np.testing.assert_allclose(found, upscaler.run(image)[0], atol=1e-5, rtol=0)

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.card import ModelCard
     from aether_converters.conversion import convert
 
-    steps = 2 + options.report + len(options.to) * len(options.precision)
+    steps = 2 + 2 * options.report + len(options.to) * len(options.precision)
     with progress("converting", steps, quiet=options.quiet) as advance:
         report = convert(
             options.model,

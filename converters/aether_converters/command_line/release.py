@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.publishing.releasing import installed_formats, release
 
     formats = options.to or installed_formats()
-    steps = 4 + len(formats) * len(options.precision)
+    steps = 5 + len(formats) * len(options.precision)
     with progress("releasing", steps, quiet=options.quiet) as advance:
         made = release(
             options.model,

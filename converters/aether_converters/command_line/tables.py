@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aether_converters.command_line.terminal import FAILED, Table, fail, print_json, say, tell
 
 if TYPE_CHECKING:
-    from aether_converters.measuring.figures import ArtefactReport
+    from aether_converters.measuring.figures import ArtefactReport, PictureProof
     from aether_converters.reports.report import Report
 
 
@@ -27,7 +27,7 @@ def print_report(report: Report, options: argparse.Namespace, *, kept: str, drop
                 artefact.path.name if together else str(artefact.path),
                 f"{artefact.total_bytes / 2**20:.2f} MiB",
                 *_comparison(artefact),
-                dropped if artefact.problem else kept,
+                _result(artefact, kept, dropped),
                 stressed=bool(artefact.problem),
             )
         table.show()
@@ -40,6 +40,17 @@ def print_report(report: Report, options: argparse.Namespace, *, kept: str, drop
         if artefact.not_run:
             tell(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}")
     return FAILED if report.failed else 0
+
+
+def _result(artefact: ArtefactReport, kept: str, dropped: str) -> str:
+    """What becomes of a file, and what it loses."""
+    verdict = artefact.verdict
+    if verdict.result == "failed":
+        return dropped
+    if verdict.result == "usable":
+        said = "usable" if kept == "passed" else f"{kept}, usable"
+        return f"{said}: {verdict.words}"
+    return kept
 
 
 def _comparison(artefact: ArtefactReport) -> tuple[str, str, str]:
@@ -87,7 +98,8 @@ def _print_proofs(report: Report) -> None:
     proofs = [(a.path.name, proof) for a in report.artefacts for proof in a.pictures]
     if not proofs:
         return
-    table = Table("picture by picture", PROOF_COLUMNS)
+    known = any(proof.original_psnr is not None for _, proof in proofs)
+    table = Table("picture by picture", (*PROOF_COLUMNS, *(ORIGINAL_COLUMNS if known else ())))
     for name, proof in proofs:
         table.add_row(
             name,
@@ -95,11 +107,18 @@ def _print_proofs(report: Report) -> None:
             "equal" if proof.psnr is None else f"{proof.psnr:.1f} dB",
             f"{proof.ssim:.4f}",
             f"{proof.shift:.2f}",
-            "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
-            "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
-            "-" if proof.loss is None else f"{proof.loss:.3f} dB",
+            *(_to_original(proof) if known else ()),
         )
     table.show()
+
+
+def _to_original(proof: PictureProof) -> tuple[str, str, str]:
+    """PSNR, SSIM and loss; a loss that rounds to nothing has no sign."""
+    return (
+        "-" if proof.original_psnr is None else f"{proof.original_psnr:.2f} dB",
+        "-" if proof.original_ssim is None else f"{proof.original_ssim:.4f}",
+        "-" if proof.loss is None else f"{round(proof.loss, 3) + 0.0:.3f} dB",
+    )
 
 
 PROOF_COLUMNS: Final = (
@@ -108,10 +127,8 @@ PROOF_COLUMNS: Final = (
     ("PSNR to source", "right"),
     ("SSIM to source", "right"),
     ("colour", "right"),
-    ("to original", "right"),
-    ("SSIM", "right"),
-    ("loss", "right"),
 )
+ORIGINAL_COLUMNS: Final = (("to original", "right"), ("SSIM", "right"), ("loss", "right"))
 
 
 COST_COLUMNS: Final = (

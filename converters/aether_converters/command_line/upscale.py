@@ -225,5 +225,6 @@ def _print_picture(report: PictureReport) -> None:
         return
     width, height = report.size
     tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
-    facts = f"{width} x {height} px, {tiles}, {report.seconds:.1f} s"
+    parts = f"{report.bands} bands" if report.bands > 1 else tiles
+    facts = f"{width} x {height} px, {parts}, {report.seconds:.1f} s"
     say(f"{report.target}: {'; '.join([facts, *report.notes])}")

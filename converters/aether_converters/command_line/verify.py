@@ -18,7 +18,7 @@ from aether_spandrel.errors import AetherError
 
 VERIFY: Final = """\
 Compare model files with the checkpoint they were made from, on built-in pictures and your own.
-report.html, beside the files, shows what was measured.
+verify.html, beside the files, shows what was measured.
 
 examples:
   aethernet verify model.pth release/*
@@ -60,7 +60,7 @@ def add_verify(commands: Any) -> None:
         "--report",
         type=Path,
         metavar="FOLDER",
-        help="for report.html and report.json (default: beside the first file)",
+        help="for verify.html and verify.json (default: beside the first file)",
     )
     where.add_argument(
         "--no-report", dest="write_report", action="store_false", help="write no report"

@@ -494,15 +494,23 @@ def first_finding(content: bytes) -> str:
 
 
 def checked_integers(upscaler: Upscaler) -> dict[str, int | str]:
-    """What of an int8 ONNX file runs in int8, with TensorRT and with onnxruntime on this CPU."""
+    """What of an int8 ONNX file runs in int8, with whom it is meant for: both, if it says neither.
+
+    For TensorRT what it would not take, too, which of a file for CPUs nobody has to know.
+    """
     content = upscaler.path.read_bytes()
+    model = onnx.load_from_string(content)
+    target = next((p.value for p in model.metadata_props if p.key == "int8_target"), "")
     height, width = upscaler.fixed_size or (CHECKED_SIDE, CHECKED_SIDE)
     shape = (1, upscaler.channels[0], height, width)
-    shares = {
-        "int8_share_tensorrt": integer_share(onnx.load_from_string(content), shape),
-        "int8_share_cpu": cpu_integer_share(upscaler.path, shape),
-    }
-    return {
-        **{name: "unknown" if share is None else f"{share:.1%}" for name, share in shares.items()},
-        "tensorrt": first_finding(content) or "takes every int8 layer as it is",
-    }
+    found: dict[str, int | str] = {"int8_target": target} if target else {}
+    if target != "tensorrt":
+        found["int8_share_cpu"] = _percent(cpu_integer_share(upscaler.path, shape))
+    if target != "cpu":
+        found["int8_share_tensorrt"] = _percent(integer_share(model, shape))
+        found["tensorrt"] = first_finding(content) or "takes every int8 layer as it is"
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"

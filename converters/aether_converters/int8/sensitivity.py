@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from aether_converters.int8.plan import MAIN, QuantisationPlan, layers_of, simulate
+from aether_converters.measuring.figures import TYPICAL_ERROR, loss_of
 from aether_converters.runtimes.upscaler import Image
 from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 
 NEGLIGIBLE: Final = 0.001  # dB
-TYPICAL_ERROR: Final = 1e-3
-"""Mean squared error of a trained network against the truth: 30 dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +41,6 @@ class Cost:
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values."""
         return dict(vars(self))
-
-
-def loss_of(error: float) -> float:
-    """The PSNR in dB that a network of 30 dB loses by an error that is independent of its own."""
-    return 10 * math.log10(1 + error / TYPICAL_ERROR)
 
 
 def error_of_loss(loss: float) -> float:

@@ -23,7 +23,8 @@ from aether_converters.int8.migration import migrated
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import LEVELS, QuantisationPlan, simulate
 from aether_converters.int8.rounding import largest_inputs, rounded_weights
-from aether_converters.int8.sensitivity import loss_of, macs_per_pixel
+from aether_converters.int8.sensitivity import macs_per_pixel
+from aether_converters.measuring.figures import loss_of
 from aether_converters.runtimes.upscaler import Image
 from aether_core import AetherNet
 from aether_spandrel.inference import channels_last

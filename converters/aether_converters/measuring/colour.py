@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from aether_converters.measuring.figures import Patch
 from aether_converters.runtimes.upscaler import Image
 
 LEVELS: Final = 255  # of an 8-bit picture
@@ -32,16 +34,27 @@ def _flat(colour: tuple[int, ...], side: int) -> Image:
     return picture
 
 
-def furthest_colour(
+def moved_colours(
     found: Callable[[Image], Image], exact: Callable[[Image], Image], channels: int
-) -> tuple[float, str]:
-    """The flat patch whose colour moves furthest: by how many levels, and which it is."""
-    shifts = {
-        name: LEVELS * mean_shift(found(patch), exact(patch))
-        for name, patch in flat_patches(channels).items()
-    }
-    name = max(shifts, key=lambda name: shifts[name])
-    return shifts[name], name
+) -> tuple[Patch, ...]:
+    """What becomes of each flat patch, the one whose colour moves furthest first."""
+    patches: list[Patch] = []
+    for name, picture in flat_patches(channels).items():
+        source, given = (_means(run(picture)) for run in (exact, found))
+        patches.append(
+            Patch(
+                colour=name,
+                shift=float(np.abs(given - source).max()),
+                source=tuple(map(float, source)),
+                found=tuple(map(float, given)),
+            )
+        )
+    return tuple(sorted(patches, key=lambda patch: -patch.shift))
+
+
+def _means(picture: Image) -> NDArray[np.float64]:
+    """Of each channel of (1, C, H, W), in levels."""
+    return LEVELS * np.clip(picture.astype(np.float64), 0, 1).mean(axis=(0, 2, 3))
 
 
 def mean_shift(found: Image, exact: Image) -> float:

@@ -7,8 +7,6 @@ artefact, so that a person can look at what the figures say.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from aether_converters.measuring.effort import effort_of
-from aether_converters.measuring.figures import Pixels, SceneViews, Speed, View
+from aether_converters.measuring.figures import Pixels, SceneViews, View
 from aether_converters.measuring.proof import CROPPED
 from aether_converters.pictures.comparison import Pair
 from aether_converters.runtimes.upscaler import Image, Upscaler
@@ -30,8 +28,6 @@ SHOWN: Final = (192, 288)  # (H, W) in px of the enlarged part
 MOST_SCENES: Final = 4
 TIMED_SIDES: Final = (256, 192, 128, 96, 64)  # px of the input
 TIMED_MACS: Final = 6e9  # of one timed run at most, if a side allows it; a tenth of a second or so
-TIMED_FOR: Final = 0.3  # s
-MOST_RUNS: Final = 5
 LEAST_SHOWN: Final = 1e-4  # of a difference; a 39th of a grey level of 255
 
 
@@ -123,12 +119,22 @@ def _busiest_part(image: Image, rows: int, columns: int) -> tuple[int, int]:
 
 def look_at(scene: Scene, exact: Image, config: AetherConfig) -> SceneViews:
     """The scene enlarged by bicubic interpolation and, `exact`, by the source network."""
+    interpolated = _shown(bicubic(scene.image, config.out_chans, config.scale))
+    source, original = _shown(exact), scene.original
     return SceneViews(
         name=scene.name,
-        bicubic=_shown(bicubic(scene.image, config.out_chans, config.scale)),
-        source=_shown(exact),
-        original=scene.original,
+        bicubic=interpolated,
+        source=source,
+        original=original,
+        bicubic_psnr=_seen_psnr(interpolated, source if original is None else original),
+        source_psnr=None if original is None else _seen_psnr(source, original),
     )
+
+
+def _seen_psnr(seen: Pixels, aim: Pixels) -> float | None:
+    """Of 8-bit pictures, in dB; None where both are equal."""
+    error = float(np.square(seen.astype(np.float64) - aim).mean())
+    return 10 * math.log10(255**2 / error) if error else None
 
 
 def bicubic(image: Image, channels: int, scale: int) -> Image:
@@ -142,17 +148,15 @@ def bicubic(image: Image, channels: int, scale: int) -> Image:
 def view_of(scene: Scene, found: Image, exact: Image) -> View:
     """What an artefact makes of a scene, beside what its source does."""
     found, exact = (np.clip(_inside(image), 0, 1) for image in (found, exact))
-    difference = found - exact
-    largest = float(np.abs(difference).max())
-    if not largest >= LEAST_SHOWN:
-        return View(scene=scene.name, pixels=_pixels(found), max_difference=largest)
-    factor = 2 ** math.floor(math.log2(0.5 / largest)) if largest < 0.5 else 1
+    difference = _planes(found - exact)
+    largest = float(np.abs(found - exact).max())
+    seen, aim = _pixels(found), _pixels(exact) if scene.original is None else scene.original
     return View(
         scene=scene.name,
-        pixels=_pixels(found),
+        pixels=seen,
         max_difference=largest,
-        factor=factor,
-        difference=_pixels(0.5 + factor * difference),
+        psnr=_seen_psnr(seen, aim),
+        difference=difference if largest >= LEAST_SHOWN else None,
     )
 
 
@@ -168,9 +172,15 @@ def _shown(image: Image) -> Pixels:
 
 def _pixels(image: Image) -> Pixels:
     """As seen on a screen: grey as RGB, transparency left out; NaN is black."""
+    whole: Image = np.clip(_planes(image), 0, 1) * 255
+    return np.ascontiguousarray(whole + 0.5, dtype=np.uint8)
+
+
+def _planes(image: Image) -> Image:
+    """(H, W, 3): grey as RGB, transparency left out; NaN is 0."""
     planes: Image = image[0, :3] if image.shape[1] >= 3 else image[0, :1].repeat(3, axis=0)
-    whole: Image = np.clip(np.nan_to_num(planes), 0, 1) * 255
-    return np.ascontiguousarray((whole + 0.5).transpose(1, 2, 0), dtype=np.uint8)
+    told = np.where(np.isfinite(planes), planes, 0)
+    return np.asarray(told.transpose(1, 2, 0), dtype=np.float32)
 
 
 RUNTIMES: Final = {
@@ -180,29 +190,6 @@ RUNTIMES: Final = {
     "trt": "TensorRT",
     "ncnn": "NCNN",
 }
-
-
-def measure_speed(upscaler: Upscaler, size: tuple[int, int]) -> Speed | None:
-    """How fast a file is; None where it does not take the size.
-
-    A few runs until `TIMED_FOR` has passed, of which the first counts only if it is the only one.
-    """
-    if upscaler.accepted_size(*size) != size:
-        return None
-    image = np.random.default_rng(0).random((1, upscaler.channels[0], *size), np.float32)
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) <= MOST_RUNS and (not times or time.perf_counter() - begun < TIMED_FOR):
-        start = time.perf_counter()
-        upscaler.run(image)
-        times.append(1e3 * (time.perf_counter() - start))
-    counted = times[1:] or times
-    return Speed(
-        milliseconds=statistics.median(counted),
-        runs=len(counted),
-        size=size,
-        computed_by=computed_by(upscaler),
-    )
 
 
 def computed_by(upscaler: Upscaler) -> str:

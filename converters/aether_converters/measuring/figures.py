@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,52 +53,69 @@ class View:
         scene: Its name.
         pixels: What is seen.
         max_difference: Largest difference to the source network, where white is 1.
-        factor: How many times the difference is amplified in its picture.
-        difference: The difference, grey where both agree; None where nobody could ever see it.
+        psnr: Of what is seen, in 8 bits, against the original, or against the source network where
+            there is none; in dB, None where both are equal.
+        difference: What it gives beyond the source network, (H, W, 3), where white is 1; None where
+            nobody could ever see it.
     """
 
     scene: str
     pixels: Pixels = field(repr=False)
     max_difference: float
-    factor: int = 1
-    difference: Pixels | None = field(repr=False, default=None)
+    psnr: float | None = None
+    difference: NDArray[np.float32] | None = field(repr=False, default=None)
 
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values; the pictures stay out."""
-        return {
-            "scene": self.scene,
-            "max_difference": self.max_difference,
-            "factor": self.factor,
-        }
+        return {"scene": self.scene, "max_difference": self.max_difference, "psnr": self.psnr}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneViews:
-    """A scene as everything but the artefacts shows it."""
+    """A scene as everything but the artefacts shows it.
+
+    Attributes:
+        name: Of the picture.
+        bicubic: Enlarged by bicubic interpolation.
+        source: Enlarged by the source network.
+        original: What it should become; None where that is not known.
+        bicubic_psnr: In dB against the original, or against the source network without one.
+        source_psnr: In dB against the original; None without one.
+    """
 
     name: str
     bicubic: Pixels = field(repr=False)
     source: Pixels = field(repr=False)
     original: Pixels | None = field(repr=False, default=None)
+    bicubic_psnr: float | None = None
+    source_psnr: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The facts as JSON-ready values; the pictures stay out."""
         height, width, _ = self.source.shape
-        return {"name": self.name, "size": [height, width], "original": self.original is not None}
+        return {
+            "name": self.name,
+            "size": [height, width],
+            "original": self.original is not None,
+            "bicubic_psnr": self.bicubic_psnr,
+            "source_psnr": self.source_psnr,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How long an artefact took for a picture, measured briefly.
+    """How long an artefact took for a picture, measured in turn with the others of its report.
 
     Attributes:
         milliseconds: Median of the runs.
+        spread: Half the distance between the quartiles of the runs, relative to the median.
         runs: Number of them.
         size: (H, W) of the input in px.
         computed_by: Runtime and processor, in words.
     """
 
     milliseconds: float
+    spread: float
     runs: int
     size: tuple[int, int]
     computed_by: str
@@ -177,18 +194,44 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patch:
+    """What becomes of a patch of one colour.
+
+    Attributes:
+        colour: By its levels, such as `0/255/0`.
+        shift: Largest difference of a channel's mean, in levels of 255.
+        source: Mean of each channel of what the source network gives, in levels.
+        found: The same of the artefact.
+    """
+
+    colour: str
+    shift: float
+    source: tuple[float, ...]
+    found: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Colour:
     """How far colours move: the largest difference of a channel's mean, in levels of 255.
 
     Attributes:
         pictures: Of all pictures that were compared.
-        flat: Of patches of one colour; None for files that take one size alone.
-        patch: The colour that moves furthest, such as `0/255/0`; empty where none was compared.
+        patches: Patches of one colour, the one that moves furthest first; none for files that take
+            one size alone.
     """
 
     pictures: float
-    flat: float | None = None
-    patch: str = ""
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def flat(self) -> float | None:
+        """How far the patch moves that moves furthest; None where none was compared."""
+        return self.patches[0].shift if self.patches else None
+
+    @property
+    def patch(self) -> str:
+        """Which patch that is, such as `0/255/0`; empty where none was compared."""
+        return self.patches[0].colour if self.patches else ""
 
     @property
     def shift(self) -> float:
@@ -204,9 +247,8 @@ class Colour:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a report shows of an artefact beside its figures: its speed, and scenes enlarged."""
+    """What a report shows of an artefact beside its figures: scenes enlarged."""
 
-    speed: Speed | None = None
     views: tuple[View, ...] = ()
 
 
@@ -217,6 +259,33 @@ class Companion:
     path: Path
     bytes: int
     sha256: str
+
+
+UNSEEN: Final = 50.0  # dB; from here on nobody sees a difference
+TINT: Final = 1.0  # level of 255 by which a colour moves before anybody sees it
+TYPICAL_ERROR: Final = 1e-3
+"""Mean squared error of a trained network against the truth: 30 dB."""
+
+
+LEAST_LOSS: Final = 0.1  # dB that are worth a number
+
+
+def loss_of(error: float) -> float:
+    """The PSNR in dB that a network of 30 dB loses by an error that is independent of its own."""
+    return 10 * math.log10(1 + error / TYPICAL_ERROR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What an artefact is worth.
+
+    Attributes:
+        result: `usable` is within its limit, and yet somebody may see what it loses.
+        words: What it loses, or why it failed or was not run; empty if it passed.
+    """
+
+    result: Literal["passed", "usable", "failed", "not run"]
+    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +337,31 @@ class ArtefactReport:
     companions: tuple[Companion, ...] = ()
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether anybody can tell it from its source, and by what."""
+        if self.not_run:
+            return Verdict(result="not run", words=self.not_run)
+        if self.problem:
+            return Verdict(result="failed", words=self.problem)
+        losses = [self._loss] if self.psnr is not None and self.psnr < UNSEEN else []
+        if self.colour is not None and self.colour.shift >= TINT:
+            levels = round(self.colour.shift)
+            losses.append(f"tints by {levels} level{'s' * (levels != 1)}")
+        if not losses:
+            return Verdict(result="passed")
+        return Verdict(result="usable", words=", ".join(losses))
+
+    @property
+    def _loss(self) -> str:
+        """By how much it lies further from the truth, where that is known, else from 30 dB."""
+        known = [proof.loss for proof in self.pictures if proof.loss is not None]
+        psnr = math.inf if self.psnr is None else self.psnr
+        loss = sum(known) / len(known) if known else loss_of(10 ** (-psnr / 10))
+        if loss < LEAST_LOSS:
+            return f"loses less than {LEAST_LOSS} dB"
+        return f"loses {'' if known else 'about '}{loss:.1f} dB"
+
+    @property
     def total_bytes(self) -> int:
         """Of all its files."""
         return self.bytes + sum(file.bytes for file in self.companions)
@@ -281,8 +375,15 @@ class ArtefactReport:
             for picture in self.pictures
         ]
         if self.colour is not None:
-            fields["colour"] = {**vars(self.colour), "in_words": self.colour.in_words}
+            fields["colour"] = {
+                "pictures": self.colour.pictures,
+                "flat": self.colour.flat,
+                "patch": self.colour.patch,
+                "in_words": self.colour.in_words,
+                "patches": [vars(patch) for patch in self.colour.patches],
+            }
         fields["total_bytes"] = self.total_bytes
+        fields["verdict"] = vars(self.verdict)
         fields["companions"] = [{**vars(c), "path": str(c.path)} for c in self.companions]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

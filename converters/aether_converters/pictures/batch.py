@@ -47,6 +47,7 @@ class PictureReport:
         outcome: Written; skipped because the target exists, or the picture is a result; or failed.
         size: (W, H) of the upscaled picture in px; None unless it was written.
         tiles: Number of parts in which the picture was computed.
+        bands: Number of bands of rows in which a single part was computed.
         seconds: Time for reading, upscaling and writing.
         notes: What the user should know: why it failed or was skipped, what the format lost.
         fault: Why it failed, for programs; `notes` has its text.
@@ -57,6 +58,7 @@ class PictureReport:
     outcome: Literal["written", "skipped", "failed"]
     size: tuple[int, int] | None = None
     tiles: int = 0
+    bands: int = 1
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     fault: AetherError | None = field(default=None, repr=False, compare=False)
@@ -115,6 +117,7 @@ class _Work:
     job: Job
     picture: Picture
     tiles: int = 0
+    bands: int = 1
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -151,7 +154,7 @@ def _enlarge(
     started = time.perf_counter()
     try:
         with fault_of(work.job.source):
-            tiles = len(planned_tiles(upscaler, work.picture, options))
+            plan = planned_tiles(upscaler, work.picture, options)
             picture = upscale_picture(upscaler, work.picture, options, on_pixels)
     except AetherError as error:
         # Which model it was is known; which of many pictures is not.
@@ -159,9 +162,10 @@ def _enlarge(
     return replace(
         work,
         picture=picture,
-        tiles=tiles,
+        tiles=len(plan),
+        bands=plan.band_count,
         seconds=work.seconds + time.perf_counter() - started,
-        notes=_notes(upscaler) if tiles > 1 else (),
+        notes=_notes(upscaler) if len(plan) > 1 else (),
     )
 
 
@@ -193,6 +197,7 @@ def _write(work: _Work | PictureReport, *, quality: int, force: bool) -> Picture
         outcome="written",
         size=(width, height),
         tiles=work.tiles,
+        bands=work.bands,
         seconds=work.seconds + time.perf_counter() - started,
         notes=(*notes, *work.notes),
     )

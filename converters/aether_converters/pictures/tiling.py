@@ -52,6 +52,13 @@ class TilePlan:
         """Number of tiles."""
         return len(self.rows) * len(self.columns)
 
+    @property
+    def band_count(self) -> int:
+        """Number of bands in which the only tile is computed; 1 at once, or with several tiles."""
+        if len(self) > 1 or not self.bands:
+            return 1
+        return -(-self.rows[0].stop // self.bands)
+
     def __iter__(self) -> Iterator[tuple[Span, Span]]:
         """Rows and columns of each tile, in reading order."""
         return ((row, column) for row in self.rows for column in self.columns)

@@ -68,7 +68,7 @@ def formats() -> tuple[Format, ...]:
 
 def steps() -> int:
     """How many steps `demo` names at most."""
-    return 5 + len(formats()) * len(PRECISIONS)
+    return 6 + len(formats()) * len(PRECISIONS)
 
 
 def demo(

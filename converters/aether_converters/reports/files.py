@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import torch
 
 from aether_converters.atomic import complete_or_nothing, refuse_existing
+from aether_converters.card import ModelCard
 from aether_converters.errors import ConversionError
 from aether_converters.measuring.benchmark import this_machine
 from aether_converters.plain_text import printable
@@ -27,17 +28,25 @@ from aether_converters.reports.page import GENERATOR, render_page
 if TYPE_CHECKING:
     from aether_converters.reports.report import Report
 
+Kind = Literal["conversion", "verification"]
+
 PAGE: Final = "report.html"
 FIGURES: Final = "report.json"
-SCHEMA_VERSION: Final = 1
+NAMES: Final[dict[Kind, tuple[str, str]]] = {
+    "conversion": (FIGURES, PAGE),
+    "verification": ("verify.json", "verify.html"),
+}
+"""Of the figures and the page, by what was done: a comparison replaces no report of a release."""
+
+SCHEMA_VERSION: Final = 2
 """Of `report.json`: changed when a name or a meaning changes, not when something is added."""
 
 LOOKED_AT: Final = 4096  # bytes at the start of a report, in which it says whose it is
 
 MADE_BY_US: Final = rf'"{re.escape(GENERATOR)} [0-9][^"<>\s]*"'
 BEGINNINGS: Final = {
-    FIGURES: rf'\s*\{{\s*"generator":\s*{MADE_BY_US},\s*"schema_version":\s*[0-9]+,',
-    PAGE: r'<!DOCTYPE html>\s*<html lang="en">\s*<head>\s*<meta charset="utf-8">\s*'
+    ".json": rf'\s*\{{\s*"generator":\s*{MADE_BY_US},\s*"schema_version":\s*[0-9]+,',
+    ".html": r'<!DOCTYPE html>\s*<html lang="en">\s*<head>\s*<meta charset="utf-8">\s*'
     r'<meta http-equiv="Content-Security-Policy" content="[^"<>]*">\s*'
     rf'<meta name="generator" content={MADE_BY_US}>',
 }
@@ -45,7 +54,7 @@ BEGINNINGS: Final = {
 
 
 def write_report(report: Report, folder: Path, *, force: bool) -> Path:
-    """Write `report.html` and `report.json` into a folder; returns the page's path.
+    """Write page and figures into a folder, under the names of `NAMES`; returns the page's path.
 
     A report of ours is replaced by the newer one.
 
@@ -54,29 +63,56 @@ def write_report(report: Report, folder: Path, *, force: bool) -> Path:
             operating system refuses.
         MissingExtraError: A package for pictures is not installed.
     """
-    refuse_other_report(folder, force=force)
+    refuse_other_report(folder, report.kind, force=force)
+    figures, shown = (folder / name for name in NAMES[report.kind])
     text = json.dumps(report_facts(report), indent=2, allow_nan=False)
-    page = render_page(json.loads(text), report)
-    contents = ((folder / FIGURES, f"{text}\n"), (folder / PAGE, page))
+    page = render_page(json.loads(text), report, figures.name)
+    contents = ((figures, f"{text}\n"), (shown, page))
     for target, content in contents:
         with complete_or_nothing(target, force=True) as partial:
             partial.path.write_text(content, "utf-8")
-    return folder / PAGE
+    return shown
 
 
-def refuse_other_report(folder: Path, *, force: bool) -> None:
+def refuse_other_report(folder: Path, kind: Kind, *, force: bool) -> None:
     """Raise ConversionError if a file that is no report of ours has a report's name."""
-    for target in (folder / FIGURES, folder / PAGE):
+    for target in (folder / name for name in NAMES[kind]):
         refuse_existing(target, force=force or _is_ours(target))
 
 
 def why_no_report(folder: Path) -> str:
-    """Why a report cannot be written into a folder, in words; empty if it can."""
+    """Why `verify` cannot write a report into a folder, in words; empty if it can."""
     try:
-        refuse_other_report(folder, force=False)
+        refuse_other_report(folder, "verification", force=False)
     except ConversionError as error:
         return f"{error.file}: {error.problem}"
     return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written to"
+
+
+def card_beside(folder: Path, source_sha256: str) -> ModelCard:
+    """What the report of a conversion in this folder says of the model; nothing without one.
+
+    Args:
+        folder: Where files lie.
+        source_sha256: Of the checkpoint that it must have been made from.
+    """
+    file = folder / FIGURES
+    try:
+        if not _is_ours(file) or file.stat().st_size > LARGEST_READ:
+            return ModelCard()
+        facts = json.loads(file.read_text("utf-8"))
+        if facts["source"]["sha256"] != source_sha256:
+            return ModelCard()
+        said = facts["card"]
+        texts = {name: said[name] for name in TEXTS if isinstance(said[name], str)}
+        tags = tuple(tag for tag in said["tags"] if isinstance(tag, str))
+    except (ConversionError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ModelCard()  # somebody changed it
+    return ModelCard(**texts, tags=tags)
+
+
+TEXTS: Final = ("name", "author", "licence", "description")
+LARGEST_READ: Final = 2**24  # bytes of a report
 
 
 def _is_ours(file: Path) -> bool:
@@ -91,7 +127,7 @@ def _is_ours(file: Path) -> bool:
             file=file,
             advice="choose another folder, or leave the report away with --no-report",
         ) from error
-    return re.match(BEGINNINGS[file.name], beginning) is not None
+    return re.match(BEGINNINGS[file.suffix], beginning) is not None
 
 
 def report_facts(report: Report) -> dict[str, object]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from aether_converters.errors import require
-from aether_converters.measuring.figures import Pixels
+from aether_converters.measuring.figures import TINT, ArtefactReport, Pixels, SceneViews, View
 from aether_converters.plain_text import printable
 
 if TYPE_CHECKING:
@@ -27,6 +30,12 @@ LARGEST_PAGE: Final = 2_900_000  # bytes
 MARKUP_OF_PICTURE: Final = 1500  # bytes at most, around its data
 MOST_ROWS: Final = 200  # of a table; report.json has all
 LONGEST_TEXT: Final = 600  # characters of a text that comes from a file
+LEVEL: Final = 1 / 255
+FAINTEST: Final = 1 / 64  # of the scale of difference maps: two grey levels
+BUSIEST: Final = 0.15  # spread of runs, beyond which a speed says more of the machine
+MOST_PATCHES: Final = 4
+MODEL: Final = 1  # number of the source network's plate
+RGB: Final = 3  # channels that can be shown as a colour
 JOINTS: Final = re.compile(r"(?<=\w)([_.\-])(?=\w)")
 """In file names; no part of what escaping makes of other characters."""
 
@@ -41,8 +50,10 @@ class Plate:
         label: What made it.
         uri: The picture as a data URI.
         size: (W, H) in px.
-        files: The artefacts that give exactly this picture, in 8 bits.
+        files: The artefact that gives it, or those whose difference it shows.
         note: What else is to be known of it.
+        content: What is in it, of a file's; empty otherwise.
+        alike: Whether nobody can tell it from the source network's.
     """
 
     label: str
@@ -50,25 +61,25 @@ class Plate:
     size: tuple[int, int]
     files: tuple[str, ...] = ()
     note: str = ""
+    content: bytes = field(repr=False, default=b"")
+    alike: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What the slider may show: the source network's plate and another, by their numbers.
+class Tab:
+    """What the slider may show beside the model's own picture.
 
     Attributes:
-        label: Of the other.
-        left: Number of the plate on the left.
-        right: Number of that on the right.
-        left_name: What it is called.
-        right_name: What it is called.
+        label: What made it.
+        plate: Number of its plate.
+        psnr: How close it comes, in dB; None where it is equal.
+        files: The artefacts that give it.
     """
 
     label: str
-    left: int
-    right: int
-    left_name: str
-    right_name: str
+    plate: int
+    psnr: float | None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +88,17 @@ class Gallery:
 
     Attributes:
         name: Of the picture.
-        plates: Each different one once.
-        comparisons: Pairs of them.
-        differences: Amplified differences to the source network, each different one once.
-        unseen: Artefacts whose difference is too small to be seen.
+        plates: Each different one once; the second is that of the source network.
+        tabs: What the slider may show.
+        truth: How close the source network comes to the original, in dB; None without one.
+        differences: Differences to the source network on the page's scale, each different one once.
+        unseen: Artefacts whose difference is too small to be seen on it.
     """
 
     name: str
     plates: tuple[Plate, ...]
-    comparisons: tuple[Comparison, ...]
+    tabs: tuple[Tab, ...]
+    truth: float | None
     differences: tuple[Plate, ...]
     unseen: tuple[str, ...]
 
@@ -109,90 +122,172 @@ class Allowance:
         return None
 
 
-def render_page(facts: Mapping[str, Any], report: Report) -> str:
+def render_page(facts: Mapping[str, Any], report: Report, figures: str) -> str:
     """The page, of at most `LARGEST_PAGE` bytes, whatever the number of files and pictures.
 
     Args:
         facts: What `report.json` says.
+        figures: Name of that file.
         report: Whence the pictures come.
     """
-    text = _render(facts, galleries=(), refused=0)
+    reach = _reach(report)
+    about = _About(facts=facts, figures=figures, reach=reach)
+    text = _render(about, galleries=(), refused=0)
     allowance = Allowance(left=LARGEST_PAGE - len(text.encode()))
     galleries = tuple(
-        gallery for scene in report.scenes if (gallery := _gallery(report, scene.name, allowance))
+        gallery
+        for scene in report.scenes
+        if (gallery := _gallery(report, scene, _title(facts), reach, allowance))
     )
-    return _render(facts, galleries=galleries, refused=allowance.refused)
+    return _render(about, galleries=galleries, refused=allowance.refused)
 
 
-def _gallery(report: Report, name: str, allowance: Allowance) -> Gallery | None:
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a page says beside its pictures: figures, whence, and the scale of difference maps."""
+
+    facts: Mapping[str, Any]
+    figures: str
+    reach: float
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    """The model's name."""
+    path = str(facts["source"]["path"])
+    return str(facts["card"]["name"] or path.rpartition(".")[0] or path)
+
+
+def _reach(report: Report) -> float:
+    """The one scale of all difference maps: the largest difference, in round figures, 1 at most."""
+    found = [view.max_difference for artefact in report.artefacts for view in artefact.views]
+    largest = max((value for value in found if math.isfinite(value)), default=0.0)
+    steps = (step * 10.0**power for power in range(-4, 0) for step in (1, 2, 5))
+    return next((step for step in steps if step >= largest), 1.0)
+
+
+def _gallery(
+    report: Report, scene: SceneViews, title: str, reach: float, allowance: Allowance
+) -> Gallery | None:
     """The pictures of a scene as far as they are allowed; None if not even two are."""
-    scene = next(scene for scene in report.scenes if scene.name == name)
-    bicubic, source = allowance.take(scene.bicubic), allowance.take(scene.source)
-    if bicubic is None or source is None:
+    album = _Album(scene=scene, allowance=allowance)
+    if not album.begin(title):
         return None
-    height, width, _ = scene.source.shape
-    size = (width, height)
-    plates = [
-        Plate(label="Bicubic", uri=bicubic, size=size),
-        Plate(label="Source network", uri=source, size=size),
+    shown = [
+        (artefact, view)
+        for artefact in report.artefacts[:MOST_ROWS]
+        for view in artefact.views
+        if view.scene == scene.name
     ]
-    comparisons = [
-        Comparison(
-            label="bicubic",
-            left=0,
-            right=1,
-            left_name="Bicubic",
-            right_name="Source network",
-        )
-    ]
-    if scene.original is not None and (uri := allowance.take(scene.original)):
-        plates.append(Plate(label="Original", uri=uri, size=size))
-        comparisons.append(_beside_source("original", 2))
-    known = {scene.source.tobytes(): 1}
-    differences: dict[bytes, Plate] = {}
-    unseen: list[str] = []
-    for artefact in report.artefacts[:MOST_ROWS]:
-        view = next((view for view in artefact.views if view.scene == name), None)
-        if view is None:
-            continue
-        file = printable(artefact.path.name)
-        content = view.pixels.tobytes()
-        if content not in known and (uri := allowance.take(view.pixels)):
-            known[content] = len(plates)
-            plates.append(Plate(label="Converted", uri=uri, size=size))
-        if content in known:
-            number = known[content]
-            plates[number] = _also(plates[number], file)
-            comparisons.append(_beside_source(file, number))
-        if view.difference is None:
-            unseen.append(file)
-        elif (shown := view.difference.tobytes()) in differences:
-            differences[shown] = _also(differences[shown], file)
-        elif uri := allowance.take(view.difference):
-            note = f"amplified {view.factor} times; largest {_difference(view.max_difference)}"
-            plate = Plate(label="Difference", uri=uri, size=size, files=(file,), note=note)
-            differences[shown] = plate
+    for artefact, view in shown:
+        album.add(artefact, view)
+    for artefact, view in shown:
+        album.add_difference(printable(artefact.path.name), view, reach)
     return Gallery(
-        name=printable(name),
-        plates=tuple(plates),
-        comparisons=tuple(comparisons),
-        differences=tuple(differences.values()),
-        unseen=tuple(unseen),
+        name=printable(scene.name),
+        plates=tuple(album.plates),
+        tabs=tuple(_told_apart(album.tabs)),
+        truth=scene.source_psnr,
+        differences=tuple(album.differences.values()),
+        unseen=tuple(album.unseen),
     )
 
 
-def _also(plate: Plate, file: str) -> Plate:
-    return Plate(label=plate.label, uri=plate.uri, size=plate.size, files=(*plate.files, file))
+@dataclass(kw_only=True)
+class _Album:
+    """The pictures of a scene while they are gathered.
+
+    Attributes:
+        scene: Of which they are.
+        allowance: How many more there may be.
+        plates: So far.
+        tabs: So far.
+        differences: By what they show.
+        unseen: Files whose difference is too small to be seen.
+    """
+
+    scene: SceneViews
+    allowance: Allowance
+    plates: list[Plate] = field(default_factory=list[Plate])
+    tabs: list[Tab] = field(default_factory=list[Tab])
+    differences: dict[bytes, Plate] = field(default_factory=dict[bytes, Plate])
+    unseen: list[str] = field(default_factory=list[str])
+
+    def begin(self, title: str) -> bool:
+        """Whether there is room for bicubic and the source network; with the original, if any."""
+        scene = self.scene
+        bicubic, source = self.allowance.take(scene.bicubic), self.allowance.take(scene.source)
+        if bicubic is None or source is None:
+            return False
+        self.plates += [self._plate("Bicubic", bicubic), self._plate(printable(title), source)]
+        self.plates[MODEL] = replace(self.plates[MODEL], content=scene.source.tobytes(), alike=True)
+        self.tabs.append(Tab(label="Bicubic", plate=0, psnr=scene.bicubic_psnr))
+        if scene.original is not None and (uri := self.allowance.take(scene.original)):
+            self.plates.append(self._plate("Original", uri))
+            self.tabs.append(Tab(label="Original", plate=2, psnr=None))
+        return True
+
+    def add(self, artefact: ArtefactReport, view: View) -> None:
+        """What a file makes of the scene; files of a precision that look alike share a tab."""
+        label, file = artefact.precision, printable(artefact.path.name)
+        alike = view.max_difference < LEVEL
+        for number, tab in enumerate(self.tabs):
+            same = self.plates[tab.plate].content == view.pixels.tobytes()
+            if tab.label == label and ((alike and self.plates[tab.plate].alike) or same):
+                self.tabs[number] = replace(tab, files=(*tab.files, file))
+                return
+        if view.pixels.tobytes() == self.plates[MODEL].content:
+            self.tabs.append(Tab(label=label, plate=MODEL, psnr=view.psnr, files=(file,)))
+        elif uri := self.allowance.take(view.pixels):
+            plate = self._plate("Converted", uri)
+            content = view.pixels.tobytes()
+            self.plates.append(replace(plate, files=(file,), content=content, alike=alike))
+            tab = Tab(label=label, plate=len(self.plates) - 1, psnr=view.psnr, files=(file,))
+            self.tabs.append(tab)
+
+    def add_difference(self, file: str, view: View, reach: float) -> None:
+        """Where a file differs, on the scale of the page."""
+        if view.difference is None or view.max_difference < FAINTEST * reach:
+            self.unseen.append(file)
+            return
+        amplified = 0.5 + view.difference / (2 * reach)
+        pixels = (255 * np.clip(amplified, 0, 1) + 0.5).astype(np.uint8)
+        content = pixels.tobytes()
+        if content in self.differences:
+            plate = self.differences[content]
+            self.differences[content] = replace(plate, files=(*plate.files, file))
+        elif uri := self.allowance.take(pixels):
+            note = f"largest {_difference(view.max_difference)}"
+            plate = self._plate("Difference", uri)
+            self.differences[content] = replace(plate, files=(file,), note=note)
+
+    def _plate(self, label: str, uri: str) -> Plate:
+        height, width, _ = self.scene.source.shape
+        return Plate(label=label, uri=uri, size=(width, height))
 
 
-def _beside_source(name: str, number: int) -> Comparison:
-    return Comparison(
-        label=name,
-        left=1,
-        right=number,
-        left_name="Source network",
-        right_name=name,
-    )
+def _told_apart(tabs: Sequence[Tab]) -> list[Tab]:
+    """The tabs, finest first and the original last, those of one name with more of the file's."""
+    names = Counter(tab.label for tab in tabs)
+    longer = Counter((tab.label, _format(tab)) for tab in tabs)
+    found: list[Tab] = []
+    for tab in sorted(tabs, key=lambda tab: FINENESS.get(tab.label, len(FINENESS))):
+        if names[tab.label] > 1:
+            alone = longer[tab.label, _format(tab)] == 1
+            label = f"{tab.label}, {_format(tab)}" if alone else tab.files[0]
+            found.append(replace(tab, label=label))
+        else:
+            found.append(tab)
+    return found
+
+
+FINENESS: Final = {
+    name: place for place, name in enumerate(("Bicubic", "fp64", "fp32", "bf16", "fp16", "int8"))
+}
+
+
+def _format(tab: Tab) -> str:
+    """The ending of its file."""
+    return tab.files[0].rpartition(".")[2] if tab.files else ""
 
 
 def _data_uri(picture: Pixels) -> str:
@@ -202,7 +297,8 @@ def _data_uri(picture: Pixels) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _render(facts: Mapping[str, Any], *, galleries: Sequence[Gallery], refused: int) -> str:
+def _render(about: _About, *, galleries: Sequence[Gallery], refused: int) -> str:
+    facts = about.facts
     style, script = (_asset(f"report.{ending}") for ending in ("css", "js"))
     policy = (
         "default-src 'none'; img-src data:; "
@@ -212,13 +308,76 @@ def _render(facts: Mapping[str, Any], *, galleries: Sequence[Gallery], refused: 
     page = _environment().get_template("report.html.jinja")
     return page.render(
         facts=facts,
+        title=printable(_title(facts)),
+        rows=_rows(facts["artefacts"]),
+        timed=_timed(facts["artefacts"]),
+        tinted=_tinted(facts["artefacts"]),
         galleries=galleries,
         refused=refused,
+        figures=about.figures,
+        reach=about.reach,
         style=Markup(style),
         script=Markup(script),
         policy=policy,
         most_rows=MOST_ROWS,
     )
+
+
+def _rows(artefacts: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+    """Rows of the table: files of the same figures are one."""
+    rows: defaultdict[tuple[object, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for number, artefact in enumerate(artefacts[:MOST_ROWS]):
+        figures = (artefact[name] for name in SAME_FIGURES)
+        alone = number if artefact["verdict"]["result"] in ("failed", "not run") else None
+        rows[(alone, *figures)].append(artefact)
+    return list(rows.values())
+
+
+SAME_FIGURES: Final = ("precision", "max_difference", "mean_difference", "psnr", "ssim")
+"""What twins share: files with the same weights that run the same code."""
+
+
+def _timed(artefacts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """A speed for the head of the column; None if they were not measured well enough to be told."""
+    speeds = [artefact["speed"] for artefact in artefacts if artefact["speed"]]
+    if not speeds or max(speed["spread"] for speed in speeds) > BUSIEST:
+        return None
+    return speeds[0]
+
+
+def _tinted(artefacts: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Swatch]]]:
+    """Files that move colours, with the patches that move furthest."""
+    found: list[tuple[str, list[Swatch]]] = []
+    for artefact in artefacts[:MOST_ROWS]:
+        colour = cast("Mapping[str, Any]", artefact["colour"] or {"patches": ()})
+        patches = cast("Sequence[Mapping[str, Any]]", colour["patches"])
+        shown = [
+            Swatch(
+                colour=str(patch["colour"]),
+                shift=float(patch["shift"]),
+                source=_rgb(patch["source"]),
+                found=_rgb(patch["found"]),
+            )
+            for patch in patches
+            if patch["shift"] >= TINT and len(patch["source"]) == RGB
+        ]
+        if shown:
+            found.append((str(artefact["path"]), shown[:MOST_PATCHES]))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swatch:
+    """A patch of one colour: how many levels it moves, and what both make of it, in CSS."""
+
+    colour: str
+    shift: float
+    source: str
+    found: str
+
+
+def _rgb(levels: Sequence[float]) -> str:
+    return f"rgb({', '.join(str(round(level)) for level in levels)})"
 
 
 @cache
@@ -264,7 +423,10 @@ def _mebibytes(value: int) -> str:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+    """In two digits, such as 68 ms or 1.9 s."""
+    scale, unit = (1, "ms") if value < 995 else (1e-3, "s")
+    shown = float(f"{scale * value:.1e}")
+    return f"{shown:.1f} {unit}" if shown < 10 else f"{shown:.0f} {unit}"
 
 
 def _decibels(value: float | None, digits: int) -> str:

@@ -10,6 +10,7 @@ from aether_converters.card import ModelCard
 from aether_converters.int8.sensitivity import Cost
 from aether_converters.measuring.effort import Effort
 from aether_converters.measuring.figures import ArtefactReport, SceneViews
+from aether_converters.reports.programs import chosen_files
 from aether_spandrel.inspection import CheckpointInfo
 
 
@@ -58,6 +59,7 @@ class Report:
             "card": self.card.as_dict(),
             "effort": asdict(self.effort),
             "scenes": [scene.as_dict() for scene in self.scenes],
+            "programs": [choice.as_dict() for choice in chosen_files(self.artefacts)],
             "artefacts": [artefact.as_dict() for artefact in self.artefacts],
             "sensitivity": {
                 target: [cost.as_dict() for cost in costs] for target, costs in self.costs.items()

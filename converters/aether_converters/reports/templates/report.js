@@ -20,8 +20,8 @@ for (const button of document.querySelectorAll("button[data-copies]")) {
 for (const scene of document.querySelectorAll(".scene")) {
   const plates = scene.querySelectorAll(".pictures-of-scene img");
   const stage = scene.querySelector(".stage");
-  const range = scene.querySelector("input");
-  const choice = scene.querySelector("select");
+  const range = scene.querySelector("input[type=range]");
+  const choices = scene.querySelectorAll("input[type=radio]");
   const tags = scene.querySelectorAll(".tag");
   const below = plates[0].cloneNode();
   const above = plates[0].cloneNode();
@@ -32,14 +32,20 @@ for (const scene of document.querySelectorAll(".scene")) {
     stage.style.setProperty("--split", `${range.value}%`);
     range.setAttribute("aria-valuetext", `${range.value} % ${tags[0].textContent}`);
   };
+  const show = (image, plate, tag, name) => {
+    image.src = plate.src;
+    image.alt = plate.alt;
+    tag.textContent = name;
+  };
+  const model = scene.querySelectorAll(".pictures-of-scene strong")[1].textContent;
   const choose = () => {
-    const chosen = choice.selectedOptions[0].dataset;
-    [[above, chosen.left, chosen.leftName, tags[0]], [below, chosen.right, chosen.rightName, tags[1]]]
-      .forEach(([image, number, name, tag]) => {
-        image.src = plates[number].src;
-        image.alt = plates[number].alt;
-        tag.textContent = name;
-      });
+    const chosen = [...choices].find((choice) => choice.checked);
+    const other = [plates[chosen.value], chosen.dataset.name];
+    const pair = [[plates[1], model], other];
+    // What the model improves on stands on the left of it, what is made of it on the right.
+    if (chosen.value === "0") pair.reverse();
+    show(above, pair[0][0], tags[0], pair[0][1]);
+    show(below, pair[1][0], tags[1], pair[1][1]);
     divide();
   };
   const point = (event) => {
@@ -49,7 +55,7 @@ for (const scene of document.querySelectorAll(".scene")) {
     divide();
   };
   range.addEventListener("input", divide);
-  choice.addEventListener("change", choose);
+  choices.forEach((choice) => choice.addEventListener("change", choose));
   stage.addEventListener("pointerdown", (event) => {
     stage.setPointerCapture(event.pointerId);
     point(event);
