@@ -6,7 +6,7 @@ from typing import get_args
 
 from aether_converters.command_line.arguments import FORMATS, PRECISIONS
 from aether_converters.command_line.upscale import IMAGE_FORMATS
-from aether_converters.measuring.speed import RUNTIMES
+from aether_converters.measuring.exhibit import RUNTIMES
 from aether_converters.pictures.formats import ImageFormat
 from aether_converters.pictures.jobs import ENDINGS
 from aether_converters.runtimes.upscaler import Format
