@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from aether_converters import ModelError, convert, open_upscaler
 from aether_converters.command_line.main import main
 from aether_converters.errors import EngineError
-from aether_converters.pictures.tiling import plan_tiles
+from aether_converters.pictures.tiling import plan_tiles, upscale_image
 from aether_converters.runtimes.interruption import interruptible
 from aether_converters.runtimes.memory import available_memory
 from aether_converters.tensorrt.sidecar import parse_sidecar, read_sidecar
@@ -218,6 +218,9 @@ STRANGE: dict[str, Any] = {
     "wider alone": graph(
         [node("Concat", ["x", "x"], ["y"], axis=3)],
     ),
+    "turned on its side": graph(
+        [node("Transpose", ["x"], ["a"], perm=[0, 1, 3, 2]), twice_as_large("a")]
+    ),
     "a row less": graph([node("MaxPool", ["x"], ["y"], kernel_shape=[2, 1])]),
 }
 STRANGE["two outputs"] = graph([twice_as_large("x")])
@@ -244,6 +247,33 @@ def test_operators_that_make_no_sense_are_left_to_onnxruntime(
     nodes = [node("Conv", ["x", "w"], ["a"], **attributes), twice_as_large("a")]
     with pytest.raises(ModelError):
         open_upscaler(saved(graph(nodes, {"w": weight(3, 3, 3, 3)}), tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("scale", [-2, float("nan"), float("inf"), -1e30])
+def test_a_size_that_makes_no_sense_is_left_to_onnxruntime(scale: float, tmp_path: Path):
+    nodes = [node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
+    model = graph(nodes, {"scales": np.array([1, 1, scale, scale], np.float32)})
+    with pytest.raises(ModelError):
+        open_upscaler(saved(model, tmp_path / "m.onnx"))
+
+
+def test_a_picture_of_another_size_than_promised_is_told(tmp_path: Path):
+    nodes = [
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
+        node("Mul", ["most", "hundred"], ["high"]),
+        node("Sub", ["side", "high"], ["left"]),
+        node("Cast", ["left"], ["count"], to=INT64),
+        node("Reshape", ["count", "one"], ["end"]),
+        node("Slice", ["x", "zero", "end", "axis"], ["a"]),
+        twice_as_large("a"),
+    ]
+    numbers = {"hundred": np.float32(100), "side": np.float32(64)}
+    constants = {**numbers, "one": [1], "zero": [0], "axis": [2]}
+    upscaler = open_upscaler(saved(graph(nodes, constants), tmp_path / "m.onnx"))
+    image = np.full((3, 40, 50), 0.5, np.float32)
+    with pytest.raises(ModelError, match="another size than it promises") as refusal:
+        upscale_image(upscaler, image, plan_tiles(upscaler, 40, 50))
+    assert refusal.value.found == "100 x 28 px"
 
 
 HEADS = {
@@ -302,9 +332,11 @@ def test_weights_come_from_files_beside_the_model_alone(tmp_path: Path):
     entry = stored.external_data.add(key="location", value="m.data")
     with pytest.raises(ModelError, match="there is no such file"):
         open_upscaler(saved(model, tmp_path / "m.onnx"))
-    entry.value = "../m.data"
-    with pytest.raises(ModelError, match="the file asks for weights from another folder"):
-        open_upscaler(saved(model, tmp_path / "m.onnx"))
+    (tmp_path / "circle").symlink_to("circle")
+    for elsewhere in ("../m.data", "m\0.data", "circle/m.data"):
+        entry.value = elsewhere
+        with pytest.raises(ModelError, match="the file asks for weights from another folder"):
+            open_upscaler(saved(model, tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize("text", ['{"kind": 1, "kind": 2}', '{"a": {"b": 1, "b": 1}}'])

@@ -149,6 +149,43 @@ NEIGHBOURS: dict[str, Any] = {
         ],
         AXES,
     ),
+    "windows_of_pictures_filled_up": graph(
+        [
+            node("Shape", ["x"], ["shape"]),
+            node("Gather", ["shape", "two"], ["height"]),
+            node("Gather", ["shape", "three"], ["width"]),
+            node("Concat", ["height", "width"], ["size"], axis=0),
+            node("Sub", ["zero", "size"], ["minus"]),
+            node("Mod", ["minus", "eight"], ["missing"]),
+            node("Concat", ["nothing", "missing"], ["pads"], axis=0),
+            node("Pad", ["x", "pads"], ["p"], mode="reflect"),
+            node("Shape", ["p"], ["filled"]),
+            node("Gather", ["filled", "two"], ["high"]),
+            node("Gather", ["filled", "three"], ["wide"]),
+            node("Div", ["high", "eight"], ["rows"]),
+            node("Div", ["wide", "eight"], ["columns"]),
+            node("Concat", ["one", "three", "rows", "eight", "columns", "eight"], ["six"], axis=0),
+            node("Reshape", ["p", "six"], ["split"]),
+            node("Softmax", ["split"], ["mixed"], axis=3),
+            node("Reshape", ["mixed", "filled"], ["b"]),
+            node("Slice", ["b", "from0", "size", "axes"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {**AXES, "zero": [0], "nothing": [0] * 6, "from0": [0, 0], "axes": [2, 3]},
+    ),
+    "blocks_of_two_and_of_three": graph(
+        [
+            node("SpaceToDepth", ["x"], ["b3"], blocksize=3),
+            node("Conv", ["b3", "w3"], ["c3"], pads=[1] * 4),
+            node("DepthToSpace", ["c3"], ["d3"], blocksize=3),
+            node("SpaceToDepth", ["x"], ["b2"], blocksize=2),
+            node("Conv", ["b2", "w2"], ["c2"], pads=[1] * 4),
+            node("DepthToSpace", ["c2"], ["d2"], blocksize=2),
+            node("Add", ["d3", "d2"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"w3": weight(27, 27, 3, 3), "w2": weight(12, 12, 3, 3)},
+    ),
     "function": graph(
         [node("Block", ["x", "w"], ["a"], domain="block"), twice_as_large("a")],
         {"w": weight(3, 3, 21, 21)},
@@ -214,6 +251,57 @@ WHOLE: dict[str, Any] = {
         ],
         {"flat": [0, 3, -1]},
     ),
+    "Add": graph(  # the first row beside every row
+        [
+            node("Slice", ["x", "from0", "one", "rows"], ["first"]),
+            node("Add", ["x", "first"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"from0": [0], "one": [1], "rows": [2]},
+    ),
+    "Sub": graph(  # the last px
+        [
+            node("Slice", ["x", "last", "end", "axes"], ["corner"]),
+            node("Sub", ["x", "corner"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"last": [-1, -1], "end": [2**62, 2**62], "axes": [2, 3]},
+    ),
+    "Squeeze": graph(  # the last column, without its dimension
+        [
+            node("Slice", ["x", "last", "end", "columns"], ["strip"]),
+            node("Squeeze", ["strip", "columns"], ["line"]),
+            node("Unsqueeze", ["line", "columns"], ["again"]),
+            node("Mul", ["x", "again"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"last": [-1], "end": [2**62], "columns": [3]},
+    ),
+    "Conv": graph(  # a part of the picture, looked for in the picture
+        [
+            node("Slice", ["x", "from0", "to3", "axes"], ["part"]),
+            node("Transpose", ["part"], ["kernel"], perm=[1, 0, 2, 3]),
+            node("Conv", ["x", "kernel"], ["b"], pads=[1] * 4, group=3),
+            node("Sigmoid", ["b"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"from0": [0, 0], "to3": [3, 3], "axes": [2, 3]},
+    ),
+    "Mul": graph(  # rows, counted by sums of ones
+        [
+            node("Shape", ["x"], ["shape"]),
+            node("ConstantOfShape", ["shape"], ["zeros"]),
+            node("Exp", ["zeros"], ["ones"]),
+            node("CumSum", ["ones", "rows"], ["count"]),
+            node("Mul", ["x", "count"], ["a"]),
+            twice_as_large("a"),
+        ],
+        {"rows": 2},
+    ),
+    "Dropout": graph(  # exported while in training
+        [node("Dropout", ["x", "half", "true"], ["a"], seed=1), twice_as_large("a")],
+        {"half": np.float32(0.5), "true": True},
+    ),
     "CumSum": graph([node("CumSum", ["x", "axis"], ["a"]), twice_as_large("a")], {"axis": 3}),
     "Resize": graph(
         [
@@ -257,11 +345,11 @@ def test_tiles_of_a_foreign_network_agree_with_the_whole(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_an_even_picture_comes_out_as_onnxruntime_gives_it(name: str, tmp_path: Path):
     path = saved(NEIGHBOURS[name], tmp_path / "m.onnx")
-    image = np.random.default_rng(1).random((1, 3, 80, 96), np.float32)
+    image = np.random.default_rng(1).random((1, 3, 96, 120), np.float32)
     runtime: Any = onnxruntime
     expected = runtime.InferenceSession(str(path)).run(None, {"x": image})[0]
     upscaler = open_upscaler(path)
-    plan = plan_tiles(upscaler, 80, 96, memory=1)
+    plan = plan_tiles(upscaler, 96, 120, memory=1)
     np.testing.assert_allclose(upscale_image(upscaler, image[0], plan), expected[0], atol=1e-4)
 
 

@@ -22,6 +22,7 @@ from aether_converters.graphs.values import (
     Value,
     constant,
     is_plain,
+    is_strip,
     joined,
     length,
     merged,
@@ -128,10 +129,13 @@ def together(call: Call, values: Sequence[Value]) -> Value:
     found = joined(values, None)
     dims: list[Dim] = []
     for place in range(-rank, 0):
-        there = [v for v in values if len(v.known) >= -place and length(v.known[place]) > 1]
-        if len({length(v.known[place]) for v in there}) > 1:
+        level = [v.known[place] for v in values if len(v.known) >= -place]
+        there = [dim for dim in level if length(dim) > 1]
+        if there and any(length(dim) == 1 and is_strip(dim) for dim in level):
+            found = of_the_whole(found, call.operator)  # one end of the picture, at every place
+        if len(set(map(length, there))) > 1:
             raise ValueError("shapes that do not fit each other")
-        found_dims = {v.known[place] for v in there}
+        found_dims = set(there)
         told = {dim for dim in found_dims if not repeats(dim)} or found_dims
         if len(told) > 1:  # what stands at a place of the picture, beside what the file holds
             found = of_the_whole(found, call.operator)
@@ -148,10 +152,14 @@ def in_place(call: Call) -> Value:
     return joined(call.there, call.first.known)
 
 
-def normalised_batch(call: Call) -> Value:
-    """As in place, unless ranges are those of this picture."""
+def once_trained(call: Call) -> Value:
+    """As in place, unless it is in training still: by ranges of this picture, or by chance."""
     found = in_place(call)
-    return of_the_whole(found, call.operator) if call.integer("training_mode", 0) else found
+    told = call.inputs[2] if call.operator == "Dropout" and len(call.inputs) > 2 else None
+    training = call.integer("training_mode", 0) or (
+        told is not None and (told.numbers is None or bool(told.numbers.any()))
+    )
+    return of_the_whole(found, call.operator) if training else found
 
 
 # Values that mix what lies along a dimension
@@ -168,6 +176,16 @@ def along_axis(call: Call) -> Value:
     """Normalised or summed up along one dimension."""
     axis = call.integers("axis", 1) or [call.integer("axis", -1)]
     return _mixing(call, axis)
+
+
+def accumulated(call: Call) -> Value:
+    """Sums of all that lies before; even equal numbers are no longer equal then."""
+    found = along_axis(call)
+    (axis,) = call.integers("axis", 1) or [0]
+    place = _counted(axis, len(found.known))
+    dims = list(found.known)
+    dims[place] = tuple(replace(factor, same=False) for factor in dims[place])
+    return replace(found, dims=tuple(dims))
 
 
 def softmax(call: Call) -> Value:
@@ -308,7 +326,7 @@ def _slid_dim(place: Dim, count: int, window: Window) -> Dim:
 def convolved(call: Call, weight: int = 1) -> Value:
     """A convolution; all channels are mixed."""
     found = joined(call.there, call.first.known)
-    if not is_plain(found.known[1]):
+    if not all(map(is_plain, (found.known[1], *call.given(weight).known))):
         found = of_the_whole(found, call.operator)
     channels = plain(call.given(weight).shape[0])
     return _slid(call, found, _windows(call, _kernel(call, weight)), channels)
@@ -327,7 +345,7 @@ def windowed(call: Call) -> Value:
 def transposed_convolution(call: Call) -> Value:
     """Each index spreads over a window of the result."""
     found = joined(call.there, call.first.known)
-    if not is_plain(found.known[1]):
+    if not all(map(is_plain, (found.known[1], *call.given(1).known))):
         found = of_the_whole(found, call.operator)
     windows = _windows(call, _kernel(call, 1))
     more = call.integers("output_padding") or [0] * len(windows)
@@ -800,7 +818,7 @@ def counted(call: Call) -> Value:
 
 IN_PLACE: Final = """
     Abs Acos Acosh Affine Asin Asinh Atan Atanh BiasGelu BitwiseNot Cast CastLike Ceil Celu Clip Cos
-    Cosh DequantizeLinear Dropout Elu Erf Exp FastGelu Floor Gelu HardSigmoid HardSwish Identity
+    Cosh DequantizeLinear Elu Erf Exp FastGelu Floor Gelu HardSigmoid HardSwish Identity
     ImageScaler IsInf IsNaN LRN LeakyRelu Log Mish Neg Not ParametricSoftplus QLinearLeakyRelu
     QLinearSigmoid QuantizeLinear QuickGelu Reciprocal Relu Round ScaledTanh Selu Shrink Sigmoid
     Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
@@ -827,14 +845,15 @@ OPERATORS: Final[Mapping[str, Row]] = {
     "ArgMax": reduced_axis,
     "ArgMin": reduced_axis,
     "AveragePool": windowed,
-    "BatchNormalization": normalised_batch,
+    "BatchNormalization": once_trained,
     "Concat": concatenated,
     "ConstantOfShape": filled,
     "Conv": convolved,
     "ConvInteger": convolved,
     "ConvTranspose": transposed_convolution,
-    "CumSum": along_axis,
+    "CumSum": accumulated,
     "DepthToSpace": depth_to_space,
+    "Dropout": once_trained,
     "Expand": expanded,
     "Flatten": flattened,
     "FusedConv": convolved,

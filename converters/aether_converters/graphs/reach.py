@@ -15,7 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TensorShapeProto,
+    numpy_helper,
+)
 
 from aether_converters.errors import ModelError
 from aether_converters.graphs.budget import Budget, budget_of, subgraphs
@@ -31,6 +39,7 @@ from aether_converters.graphs.values import (
     constant,
     joined,
     plain,
+    sides,
 )
 
 STANDARD: Final = ("", "ai.onnx", "com.microsoft")
@@ -94,7 +103,8 @@ class Graph:
         Raises:
             ModelError: It is `charged` and costs more than any network.
         """
-        walk = _Walk(self._opsets, shape[2:], self._budget if charged else None)
+        budget = replace(self._budget) if charged else None  # each walk has all of it
+        walk = _Walk(self._opsets, shape[2:], budget)
         graph = self._model.graph
         batch, channels, height, width = shape
         walk.values[image_input(self._model).name] = Value(
@@ -335,9 +345,19 @@ def _inferred(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> Ma
     shapes: dict[str, Shape] = {}
     for name, kind in found.items():
         dims = kind.tensor_type.shape.dim
-        if kind.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+        if kind.tensor_type.HasField("shape") and all(map(_is_told, dims)):
             shapes[name] = tuple(dim.dim_value for dim in dims)
     return shapes
+
+
+def _is_told(dim: TensorShapeProto.Dimension) -> bool:
+    return dim.HasField("dim_value") and dim.dim_value >= 0
+
+
+def is_turned(output: Value) -> bool:
+    """Whether the output's height lies along the picture's width, or its width along the height."""
+    dims = output.dims or ()
+    return len(dims) == 4 and (WIDTH in sides(dims[2:3]) or HEIGHT in sides(dims[3:]))
 
 
 def enlarged_by(output: Value, scale: int) -> bool:

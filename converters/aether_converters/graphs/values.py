@@ -216,6 +216,8 @@ def regrouped(value: Value, shape: Sequence[int], operator: str) -> Value:
     Raises:
         ValueError: It holds another number of elements, or none of a dimension.
     """
+    if any(is_strip(dim) and length(dim) == 1 for dim in value.known):
+        value = of_the_whole(value, operator)  # its place is lost with its dimension
     waiting = [factor for dim in value.known for factor in dim if factor.size != 1]
     if math.prod(shape) != value.elements or 0 in shape:
         raise ValueError("another number of elements")
@@ -272,6 +274,11 @@ def merged(value: Value) -> Value:
                 factors[-1] = finer
         dims.append(tuple(factors))
     return replace(value, dims=tuple(dims))
+
+
+def is_strip(dim: Dim) -> bool:
+    """Whether a dimension lies at one end of the picture, perhaps with one index alone."""
+    return any(factor.border for factor in dim)
 
 
 def sides(dims: Iterable[Dim]) -> list[int]:

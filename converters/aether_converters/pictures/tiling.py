@@ -281,13 +281,28 @@ def _outputs(upscaler: Upscaler, image: Planes, plan: TilePlan) -> Iterator[tupl
                 top += output.shape[2]
         else:
             size = upscaler.accepted_size(*seen.shape[2:])
-            output = upscaler.run(_padded(to_float(seen), size))[0]
+            output = _enlarged(upscaler, _padded(to_float(seen), size))
             top, bottom = (scale * (y - row.start) for y in (row.keep_start, row.keep_stop))
             yield (
                 scale * row.keep_start,
                 scale * column.keep_start,
                 output[:, top:bottom, left:right],
             )
+
+
+def _enlarged(upscaler: Upscaler, image: Image) -> Image:
+    """The model's output for one image, (C_out, scale * H, scale * W)."""
+    output = upscaler.run(image)[0]
+    expected = tuple(upscaler.scale * side for side in image.shape[2:])
+    if output.shape[1:] != expected:
+        raise ModelError(
+            "the model gives a picture of another size than it promises",
+            file=upscaler.path,
+            expected=" x ".join(map(str, expected[::-1])) + " px",
+            found=" x ".join(map(str, output.shape[:0:-1])) + " px",
+            advice="export the network again for pictures of any size",
+        )
+    return output
 
 
 def _padded(image: Image, size: tuple[int, int] | None) -> Image:

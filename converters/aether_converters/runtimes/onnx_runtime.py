@@ -25,9 +25,10 @@ from aether_converters.graphs.reach import (
     Graph,
     Sight,
     enlarged_by,
+    is_turned,
     sight_of,
 )
-from aether_converters.graphs.values import Value
+from aether_converters.graphs.values import AXES, Value
 from aether_converters.runtimes.interruption import interruptible
 from aether_converters.runtimes.providers import (
     RECORD_ASSIGNMENT,
@@ -101,12 +102,15 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
         size = _probe_size(interface)
         graph = Graph(model, math.prod(size))
         nominal = graph.walk(interface.shape(size), charged=True)
+        large = graph.walk(interface.shape(_large_size(interface)))
+        if (fitting := _probe_size(interface, large.output.steps)) != size:
+            size = fitting
+            nominal = graph.walk(interface.shape(size), charged=True)
         session = Session(path, threads, provider)
         computed_by = refuse_fall_back(provider, session.session)
-        channels_out, scale = _output(nominal.output, interface, session)
+        channels_out, scale = _output(nominal.output, interface, session, size)
     except ModelError as error:
         raise error.in_file(path) from error.__cause__
-    large = graph.walk(interface.shape(_large_size(interface)))
     sight = sight_of(large, scale)
     return Upscaler(
         path=path,
@@ -119,8 +123,8 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
         looks_at_all=sight.whole,
         fixed_size=interface.fixed_size,
         steps=sight.steps,
-        takes=cache(partial(_takes, graph, interface, scale, large.output.whole)),
-        bytes_per_pixel=_activation_bytes(graph, interface, nominal.largest, sight),
+        takes=cache(partial(_takes, graph, interface, scale, large.output)),
+        bytes_per_pixel=_activation_bytes(graph, interface, size, nominal.largest, sight),
         details={
             "opset": max(
                 (entry.version for entry in model.opset_import if entry.domain in STANDARD),
@@ -146,16 +150,21 @@ def _takes(
     graph: Graph,
     interface: _Interface,
     scale: int,
-    whole: frozenset[str],
+    large: Value,
     size: tuple[int, int],
 ) -> bool:
     """Whether a graph enlarges pictures of (H, W) px as they are, and by its whole scale."""
     if interface.fixed_size is not None:
         return size == interface.fixed_size
     output = graph.walk(interface.shape(size)).output
-    if not (enlarged_by(output, scale) and output.whole <= whole):
+    if output.dims is None or output.shape[2:] != tuple(scale * side for side in size):
         return False
-    return output.shape[2:] == tuple(scale * side for side in size)
+    # Where few windows fit, windows and pieces look alike: a large picture tells them apart.
+    height, width = (
+        interface.sides[axis] or LARGE[axis] + size[axis] % large.steps[axis] for axis in AXES
+    )
+    placed = graph.walk(interface.shape((height, width))).output
+    return enlarged_by(placed, scale) and placed.whole <= large.whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +269,7 @@ def _refuse_other_data(path: Path, model: ModelProto) -> None:
     }
     for place in sorted(places):
         found = folder / place
-        if not found.resolve().is_relative_to(folder):
+        if not _is_beside(found, folder):
             raise ModelError(
                 "the file asks for weights from another folder",
                 file=path,
@@ -269,6 +278,13 @@ def _refuse_other_data(path: Path, model: ModelProto) -> None:
                 advice="do not trust it, or move its weights beside it and export it again",
             )
         open_file(found, ModelError).close()
+
+
+def _is_beside(file: Path, folder: Path) -> bool:
+    try:
+        return file.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or no name of a file
+        return False
 
 
 class Session:
@@ -326,9 +342,10 @@ class Session:
             ) from error
 
 
-def _probe_size(interface: _Interface) -> tuple[int, int]:
+def _probe_size(interface: _Interface, steps: tuple[int, int] = (1, 1)) -> tuple[int, int]:
     height, width = interface.sides
-    return height or PROBE_SIDE, width or PROBE_SIDE
+    rows, columns = (-(-PROBE_SIDE // step) * step for step in steps)
+    return height or rows, width or columns
 
 
 def _large_size(interface: _Interface) -> tuple[int, int]:
@@ -388,9 +405,11 @@ def _type_name(element: int) -> str:
     return known.get(element, f"{element}, which does not exist")
 
 
-def _output(output: Value, interface: _Interface, session: Session) -> tuple[int, int]:
-    """Channels of the output, and the scale."""
-    height, width = _probe_size(interface)
+def _output(
+    output: Value, interface: _Interface, session: Session, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Channels of the output, and the scale, for a picture of (H, W) px."""
+    height, width = size
     if output.dims is None:  # of an operator that is not known: the run itself tells
         image = interface.given(np.zeros(interface.shape((height, width)), np.float32))
         shape = session.run(interface.input, image).shape
@@ -404,20 +423,29 @@ def _output(output: Value, interface: _Interface, session: Session) -> tuple[int
             found="x".join(map(str, shape)) or "an output without a size",
             advice=OTHER_MODEL,
         )
+    if is_turned(output):
+        raise ModelError(
+            "this is no model that enlarges by a whole factor",
+            expected="an output that lies as the picture does",
+            found="one that is turned on its side",
+            advice=OTHER_MODEL,
+        )
     return shape[1], scale
 
 
-def _activation_bytes(graph: Graph, interface: _Interface, largest: int, sight: Sight) -> int:
+def _activation_bytes(
+    graph: Graph, interface: _Interface, size: tuple[int, int], largest: int, sight: Sight
+) -> int:
     """Memory of the largest operator with what is kept beside it, in bytes per input px.
 
     What looks at the whole picture may take more for each px of a larger one: counted for as many
     px as fit into a tile.
     """
-    height, width = _probe_size(interface)
+    height, width = size
     # onnxruntime computes fp16 in float32 where the CPU cannot.
     taken = LIVE_TENSORS * 4 * largest
     pixels = (interface.batch or 1) * height * width
-    side = PROBE_SIDE
+    side = max(size)
     while sight.whole and not any(interface.sides) and taken < TILE_BYTES and side < WHOLE_SIDE:
         side *= 2
         more = LIVE_TENSORS * 4 * graph.walk(interface.shape((side, side))).largest
