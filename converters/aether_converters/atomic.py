@@ -170,6 +170,23 @@ def refuse_input(target: Path, inputs: Collection[Identity]) -> None:
 
 
 @contextmanager
+def placed_by(option: str) -> Generator[None]:
+    """Say of files that another option than --out places, and no --force replaces, what to do.
+
+    Raises:
+        ConversionError: As is raised within, with advice that names the option.
+    """
+    try:
+        yield
+    except ExistsError as error:
+        error.advice = f"choose another folder with {option}"
+        raise
+    except ConversionError as error:
+        error.advice = (error.advice or "").replace("--out", option)
+        raise
+
+
+@contextmanager
 def _explained(target: Path) -> Generator[None]:
     try:
         yield

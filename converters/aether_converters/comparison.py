@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from typing_extensions import Unpack
 
-from aether_converters.atomic import identities, refuse_input
+from aether_converters.atomic import Identity, identities, placed_by, refuse_input
 from aether_converters.errors import ConversionError, fault_of, require
 from aether_converters.int8.trained import trained_for
 from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
-from aether_converters.measuring.proof import prove
+from aether_converters.measuring.proof import prove, refuse_other_picture
 from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
 from aether_converters.pictures.comparison import Pair
@@ -71,14 +71,11 @@ def verify(
     if differences is not None and not pairs:
         raise _no_pictures()
     reference = _reference(origin, pairs, report)
-    names = [pair.name for pair in pairs]
-    inputs = identities((*origin.files, *artefacts, *pictures, *([originals] if originals else ())))
-    for artefact in map(Path, artefacts):
-        if place := _difference_places(
-            None if differences is None else Path(differences), artefact
-        ):
-            for name in names:
-                refuse_input(place(name), inputs)
+    if differences is not None:
+        inputs = identities(
+            (*origin.files, *artefacts, *pictures, *([originals] if originals else ()))
+        )
+        _refuse_places(Path(differences), [Path(a) for a in artefacts], pairs, inputs)
     judge = _Judge(
         origin=origin,
         reference=reference,
@@ -109,7 +106,8 @@ def verify(
         scenes=reference.scene_views,
     )
     if report is not None:
-        write_report(found, Path(report), force=False)
+        with placed_by("--report"):
+            write_report(found, Path(report), force=False)
     return found
 
 
@@ -141,7 +139,8 @@ def _reference(origin: Source, pairs: list[Pair], report: str | Path | None) -> 
     """The source network, which has run the pictures and what a report shows."""
     exhibit = None
     if report is not None:
-        refuse_other_report(Path(report), "verification", force=False)
+        with placed_by("--report"):
+            refuse_other_report(Path(report), "verification", force=False)
         config = origin.network.config
         exhibit = exhibit_for(config, pairs or shown_pairs(config, ()))
     return Reference(
@@ -178,8 +177,10 @@ class _Judge:
             figures = replace(figures, details={**figures.details, **checked_integers(upscaler)})
         if upscaler.fixed_size is not None or figures.not_run:
             return figures
-        places = _difference_places(self.differences, artefact)
-        proofs = prove(upscaler.run, self.pairs, self.expected, places)
+        folder = self.differences
+        places = None if folder is None else _difference_places(folder, artefact)
+        with placed_by("--differences"):
+            proofs = prove(upscaler.run, self.pairs, self.expected, places)
         return replace(figures, pictures=proofs)
 
 
@@ -199,8 +200,29 @@ def _run_once(upscaler: Upscaler, images: Sequence[Image]) -> Upscaler:
     return replace(upscaler, run=run)
 
 
-def _difference_places(folder: Path | None, artefact: Path) -> Callable[[str], Path] | None:
+def _refuse_places(
+    folder: Path, artefacts: Sequence[Path], pairs: Sequence[Pair], inputs: Collection[Identity]
+) -> None:
+    """Raise ConversionError where a difference picture would take the place of another file."""
+    with placed_by("--differences"):
+        taken: dict[Path, str] = {}
+        for artefact in artefacts:
+            place = _difference_places(folder, artefact)
+            for pair in pairs:
+                target = place(pair.name)
+                whose = f"{artefact} on {pair.name}"
+                if target in taken:
+                    raise ConversionError(
+                        "two pictures would be written to one file",
+                        file=target,
+                        found=f"{taken[target]}, and {whose}",
+                        advice="rename one, or compare them one by one, into different folders",
+                    )
+                taken[target] = whose
+                refuse_input(target, inputs)
+                refuse_other_picture(target)
+
+
+def _difference_places(folder: Path, artefact: Path) -> Callable[[str], Path]:
     """Where an artefact's difference pictures go, by the picture's name."""
-    if folder is None:
-        return None
     return lambda name: folder / f"{artefact.stem}_{name}_difference.png"

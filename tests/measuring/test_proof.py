@@ -95,3 +95,52 @@ def test_verify_pairs_pictures_with_their_originals_by_name(tmp_path: Path):
         verify(model, [model], pictures=[tmp_path / "small"], originals=tmp_path / "large")
     with pytest.raises(AetherError, match="no pictures to compare on"):
         verify(model, [model], differences=tmp_path / "differences")
+
+
+def compared(folder: Path) -> tuple[Path, Path]:
+    """A model, and a folder with one picture."""
+    model = folder / "model.pth"
+    torch.save(tiny().state_dict(), model)
+    (folder / "small").mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((24, 20)).save(folder / "small" / "a.png")
+    return model, folder / "small"
+
+
+def test_difference_pictures_replace_older_ones_and_nothing_else(tmp_path: Path):
+    model, pictures = compared(tmp_path)
+    place = tmp_path / "differences" / "model_a_difference.png"
+    for _ in range(2):
+        verify(model, [model], pictures=[pictures], differences=place.parent)
+    Image.new("RGB", (9, 9)).save(place)
+    for there in (b"precious", place.read_bytes()):
+        place.write_bytes(there)
+        with pytest.raises(ConversionError, match="exists already, and is kept") as refusal:
+            verify(model, [model], pictures=[pictures], differences=place.parent)
+        assert refusal.value.advice == "choose another folder with --differences"
+        assert place.read_bytes() == there
+
+
+def test_two_difference_pictures_of_one_name_are_refused_before_anything_is_computed(
+    tmp_path: Path,
+):
+    model, pictures = compared(tmp_path)
+    (tmp_path / "other").mkdir()
+    for copied in (tmp_path / "other" / "model.pth", tmp_path / "other" / "a.png"):
+        source = model if copied.suffix == ".pth" else pictures / "a.png"
+        copied.write_bytes(source.read_bytes())
+    ways = [
+        ([model, tmp_path / "other" / "model.pth"], [pictures]),
+        ([model], [pictures / "a.png", tmp_path / "other" / "a.png"]),
+    ]
+    for artefacts, named in ways:
+        with pytest.raises(ConversionError, match="two pictures would be written to one file"):
+            verify(model, artefacts, pictures=named, differences=tmp_path / "d")
+        assert not (tmp_path / "d").exists()
+
+
+def test_a_report_that_is_kept_is_told_with_an_option_that_verify_has(tmp_path: Path):
+    model, _ = compared(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(ConversionError, match="exists already, and is kept") as refusal:
+        verify(model, [model], report=tmp_path)
+    assert refusal.value.advice == "choose another folder with --report"

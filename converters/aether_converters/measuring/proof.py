@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.atomic import complete_or_nothing
+from aether_converters.atomic import complete_or_nothing, refuse_existing
 from aether_converters.errors import ConversionError
 from aether_converters.measuring.colour import LEVELS
 from aether_converters.measuring.figures import PictureProof
@@ -136,14 +136,39 @@ def _weighted(x: Tensor, weights: Sequence[float], axis: int) -> Tensor:
     return total
 
 
+MADE_BY_US: Final = {"Title": "difference to the source network, amplified by aether-spandrel"}
+"""What difference pictures say of themselves; by that they are known again."""
+
+
+def refuse_other_picture(place: Path) -> None:
+    """Raise ConversionError if a file that is no difference picture of ours stands there."""
+    refuse_existing(place, force=place.is_file() and MADE_BY_US.items() <= _texts(place).items())
+
+
+def _texts(picture: Path) -> dict[str, Any]:
+    """What a picture says of itself; nothing where it cannot be read."""
+    from PIL import Image as Pictures
+
+    try:
+        opened: Any = Pictures.open(picture)
+        with opened:
+            return dict(opened.info)
+    except (OSError, SyntaxError, ValueError, Pictures.DecompressionBombError):
+        return {}
+
+
 def _write_difference(output: Image, source: Image, place: Path) -> None:
     """Grey where both agree, else brighter or darker by `AMPLIFIED` times the difference."""
     from PIL import Image as Pictures
+    from PIL.PngImagePlugin import PngInfo
 
     difference = np.clip(output, 0, 1) - np.clip(source, 0, 1)
     shown = np.clip(0.5 + AMPLIFIED * difference[0], 0, 1)
     if shown.shape[0] != 3:
         shown = shown[:1].repeat(3, axis=0)
     pixels = (shown * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    texts = PngInfo()
+    for name, text in MADE_BY_US.items():
+        texts.add_text(name, text)
     with complete_or_nothing(place, force=True) as partial:
-        Pictures.fromarray(pixels).save(partial.path, format="PNG")
+        Pictures.fromarray(pixels).save(partial.path, format="PNG", pnginfo=texts)
