@@ -384,6 +384,29 @@ def test_shards_share_a_folder_and_a_second_run_goes_on(
     assert written == [["0.png", "3.png"], ["1.png", "4.png"], ["2.png"], []]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("upscale", "m.pth", ""),
+        ("upscale", "", "p.png"),
+        ("upscale", "m.pth", "p.png", "--out", ""),
+        ("convert", "m.pth", "--out", ""),
+        ("verify", "m.pth", ""),
+        ("verify", "m.pth", "m.onnx", "--report", ""),
+        ("release", "m.pth", "--out", ""),
+        ("bench", ""),
+        ("evaluate", "", "pictures"),
+        ("inspect", ""),
+        ("doctor", "--look-in", ""),
+    ],
+)
+def test_an_empty_text_is_no_folder(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    assert "nothing is no name of a file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
 def test_a_shard_that_does_not_exist_is_a_usage_error(shard: str, checkpoint: Path, photo: Path):
     with pytest.raises(SystemExit) as caught:

@@ -68,7 +68,7 @@ def picture_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pictures",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         default=[],
         metavar="PATH",
@@ -91,6 +91,18 @@ def card_options(command: argparse.ArgumentParser) -> None:
         default="",
         help="by its SPDX identifier, such as CC-BY-4.0 (default: what its file says, if anything)",
     )
+
+
+def named(text: str) -> Path:
+    """Reads the name of a file or folder."""
+    return Path(as_written(text))
+
+
+def as_written(text: str) -> str:
+    """Reads a name with what stands at its end; an empty one, of a variable perhaps, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("nothing is no name of a file or folder")
+    return text
 
 
 def said(text: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
     add_command,
     integer,
     list_of,
+    named,
     positive,
     size,
 )
@@ -45,7 +45,7 @@ def add_bench(commands: Any) -> None:
     bench.add_argument(
         "files",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         metavar="model",
         help=".pth, .safetensors, .onnx, .engine or .param",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, Final
 
 from aether_converters.command_line.arguments import (
@@ -15,6 +14,7 @@ from aether_converters.command_line.arguments import (
     file_options,
     integer,
     name_part,
+    named,
     picture_options,
     shape,
 )
@@ -49,8 +49,8 @@ def add_convert(commands: Any) -> None:
     convert = add_command(
         commands, "convert", run, "make fused .pth, .safetensors and .onnx files", CONVERT
     )
-    convert.add_argument("model", type=Path, help=CHECKPOINT)
-    convert.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
+    convert.add_argument("model", type=named, help=CHECKPOINT)
+    convert.add_argument("--out", type=named, metavar="FOLDER", help="default: beside the model")
     file_options(convert, default=USUAL_FORMATS, said=", ".join(USUAL_FORMATS))
     convert.add_argument(
         "--shape",

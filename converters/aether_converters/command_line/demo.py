@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aether_converters.command_line.arguments import add_command
+from aether_converters.command_line.arguments import add_command, named
 from aether_converters.command_line.release import print_rest
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import FAILED, fail, print_json, progress, say
@@ -27,7 +26,7 @@ example:
 def add_demo(commands: Any) -> None:
     """The command and its arguments."""
     command = add_command(commands, "demo", run, "try everything out", DEMO)
-    command.add_argument("out", type=Path, metavar="FOLDER", help="made if it is missing")
+    command.add_argument("out", type=named, metavar="FOLDER", help="made if it is missing")
     command.add_argument("--force", action="store_true", help="replace files that exist")
 
 

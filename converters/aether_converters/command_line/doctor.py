@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, Final
 
-from aether_converters.command_line.arguments import (
-    add_command,
-)
+from aether_converters.command_line.arguments import add_command, named
 from aether_converters.command_line.terminal import FAILED, print_json, say
 from aether_converters.command_line.wildcards import Files
 
@@ -27,12 +24,12 @@ def add_doctor(commands: Any) -> None:
     """The command and its arguments."""
     doctor = add_command(commands, "doctor", run, "say what works here and what is missing", DOCTOR)
     doctor.add_argument(
-        "files", nargs="*", type=Path, action=Files, metavar="file", help="models to examine"
+        "files", nargs="*", type=named, action=Files, metavar="file", help="models to examine"
     )
     doctor.add_argument(
         "--look-in",
         action="append",
-        type=Path,
+        type=named,
         default=[],
         metavar="FOLDER",
         help="where else ChaiNNer or ComfyUI may be; may be given several times",

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aether_converters.command_line.arguments import (
-    list_of,
-    positive,
-    shape,
-)
+from aether_converters.command_line.arguments import list_of, named, positive, shape
 from aether_converters.tensorrt.backend import BACKENDS, COMPUTE_CAPABILITIES
 from aether_converters.tensorrt.build import CAPABILITIES, HARDWARE
 
@@ -47,7 +42,7 @@ def engine_arguments(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--timing-cache",
-        type=Path,
+        type=named,
         metavar="FILE",
         help="kernel timings of earlier builds, which make the next one faster (tensorrt)",
     )

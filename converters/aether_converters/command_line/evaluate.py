@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
     add_command,
     checkpoint_options,
     integer,
+    named,
     positive,
 )
 from aether_converters.command_line.provider_options import provider_arguments, provider_options
@@ -49,21 +49,21 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument(
         "files",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         metavar="model",
         help=".pth, .safetensors, .onnx, .engine or .param",
     )
     command.add_argument(
         "--originals",
-        type=Path,
+        type=named,
         required=True,
         metavar="FOLDER",
         help="what the enlarged pictures should be; Set5, Set14 and others are known by name",
     )
     command.add_argument(
         "--lowres",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="what is enlarged, under the same names (default: the originals made smaller)",
     )
@@ -81,7 +81,7 @@ def add_evaluate(commands: Any) -> None:
     )
     command.add_argument(
         "--kept",
-        type=Path,
+        type=named,
         metavar="FILE",
         help="add each figure to this file, and compute none again that is there",
     )

@@ -11,6 +11,7 @@ from aether_converters.command_line.arguments import (
     CHECKPOINT,
     add_command,
     checkpoint_options,
+    named,
 )
 from aether_converters.command_line.terminal import (
     FAILED,
@@ -41,7 +42,7 @@ def add_inspect(commands: Any) -> None:
     """The command and its arguments."""
     inspect = add_command(commands, "inspect", run, "say what a checkpoint is", INSPECT)
     inspect.add_argument(
-        "models", nargs="+", type=Path, action=Files, metavar="model", help=CHECKPOINT
+        "models", nargs="+", type=named, action=Files, metavar="model", help=CHECKPOINT
     )
     checkpoint_options(inspect, strict=True)
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aether_converters.command_line.arguments import (
-    list_of,
-    positive,
-    seconds,
-)
+from aether_converters.command_line.arguments import list_of, named, positive, seconds
 from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
@@ -37,7 +32,7 @@ def int8_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         default=[],
         metavar="PATH",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aether_converters.command_line.arguments import named
 from aether_converters.runtimes.providers import PROVIDERS
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def provider_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--engine-cache",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="where --provider tensorrt keeps its engines",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
@@ -13,6 +12,7 @@ from aether_converters.command_line.arguments import (
     checkpoint_options,
     file_options,
     name_part,
+    named,
     paragraphs,
     picture_options,
 )
@@ -39,8 +39,8 @@ examples:
 def add_release(commands: Any) -> None:
     """The command and its arguments."""
     command = add_command(commands, "release", run, "make a folder to publish", RELEASE)
-    command.add_argument("model", type=Path, help=CHECKPOINT)
-    command.add_argument("--out", type=Path, metavar="FOLDER", required=True)
+    command.add_argument("model", type=named, help=CHECKPOINT)
+    command.add_argument("--out", type=named, metavar="FOLDER", required=True)
     command.add_argument(
         "--name", type=name_part, help="of the model (default: from the file's name)"
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
     add_command,
+    as_written,
     checkpoint_options,
     integer,
+    named,
     positive,
     shard,
 )
@@ -53,17 +54,18 @@ MOST_NAMES: Final = 20  # of pictures that failed, in the summary
 def add_upscale(commands: Any) -> None:
     """The command and its arguments."""
     upscale = add_command(commands, "upscale", run, "enlarge pictures", UPSCALE)
-    upscale.add_argument("model", type=Path, help=".pth, .safetensors, .onnx, .engine or .param")
+    upscale.add_argument("model", type=named, help=".pth, .safetensors, .onnx, .engine or .param")
     upscale.add_argument(
         "pictures",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         metavar="picture",
         help="pictures, or folders of them",
     )
     upscale.add_argument(
         "--out",
+        type=as_written,
         metavar="PATH",
         help="a folder, or a file name for one picture (default: the scale in the name)",
     )

@@ -10,6 +10,7 @@ from aether_converters.command_line.arguments import (
     CHECKPOINT,
     add_command,
     checkpoint_options,
+    named,
 )
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import fail, fail_with, progress, tell
@@ -30,14 +31,14 @@ examples:
 def add_verify(commands: Any) -> None:
     """The command and its arguments."""
     verify = add_command(commands, "verify", run, "compare files with their source", VERIFY)
-    verify.add_argument("model", type=Path, help=f"the original {CHECKPOINT}")
+    verify.add_argument("model", type=named, help=f"the original {CHECKPOINT}")
     verify.add_argument(
-        "files", nargs="+", type=Path, action=Files, metavar="file", help="what was made of it"
+        "files", nargs="+", type=named, action=Files, metavar="file", help="what was made of it"
     )
     verify.add_argument(
         "--pictures",
         nargs="+",
-        type=Path,
+        type=named,
         action=Files,
         default=[],
         metavar="PATH",
@@ -45,20 +46,20 @@ def add_verify(commands: Any) -> None:
     )
     verify.add_argument(
         "--originals",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="what the pictures should become, under the same names, to tell the loss",
     )
     verify.add_argument(
         "--differences",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="write a picture of each difference, amplified 16 times",
     )
     where = verify.add_mutually_exclusive_group()
     where.add_argument(
         "--report",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="for verify.html and verify.json (default: beside the first file)",
     )
