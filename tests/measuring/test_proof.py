@@ -140,7 +140,7 @@ def test_two_difference_pictures_of_one_name_are_refused_before_anything_is_comp
 
 def test_a_report_that_is_kept_is_told_with_an_option_that_verify_has(tmp_path: Path):
     model, _ = compared(tmp_path)
-    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "verify.json").write_text("{}")
     with pytest.raises(ConversionError, match="exists already, and is kept") as refusal:
         verify(model, [model], report=tmp_path)
     assert refusal.value.advice == "choose another folder with --report"
