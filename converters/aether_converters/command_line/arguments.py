@@ -63,8 +63,11 @@ def file_options(
     command.add_argument("--force", action="store_true", help="replace files that exist")
 
 
-def picture_options(command: argparse.ArgumentParser) -> None:
-    """What a report shows."""
+def picture_options(
+    command: argparse.ArgumentParser,
+    said: str = "pictures and folders that the report shows (default: a bundled one)",
+) -> None:
+    """What a report shows, or files are compared on; `said` is its help."""
     command.add_argument(
         "--pictures",
         nargs="+",
@@ -72,7 +75,7 @@ def picture_options(command: argparse.ArgumentParser) -> None:
         action=Files,
         default=[],
         metavar="PATH",
-        help="pictures and folders that the report shows (default: a bundled one)",
+        help=said,
     )
 
 

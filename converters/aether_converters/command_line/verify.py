@@ -11,6 +11,7 @@ from aether_converters.command_line.arguments import (
     add_command,
     checkpoint_options,
     named,
+    picture_options,
 )
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import fail, fail_with, progress, tell
@@ -35,14 +36,8 @@ def add_verify(commands: Any) -> None:
     verify.add_argument(
         "files", nargs="+", type=named, action=Files, metavar="file", help="what was made of it"
     )
-    verify.add_argument(
-        "--pictures",
-        nargs="+",
-        type=named,
-        action=Files,
-        default=[],
-        metavar="PATH",
-        help="pictures and folders to compare on too; the middle 512 x 512 px of each",
+    picture_options(
+        verify, "pictures and folders to compare on too; the middle 512 x 512 px of each"
     )
     verify.add_argument(
         "--originals",
