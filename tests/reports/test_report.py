@@ -613,7 +613,7 @@ def test_scripts_that_are_not_the_pages_own_do_not_run(browser: webdriver.Chrome
     cast("Any", browser).get_log("browser")  # it complained, as it should
 
 
-@pytest.mark.parametrize("width", [320, 360, 768])
+@pytest.mark.parametrize("width", [320, 360, 700, 768, 900, 1000, 1280])
 def test_nothing_but_tables_scrolls_sideways(browser: webdriver.Chrome, folder: Path, width: int):
     opened(browser, folder, width=width)
     ask(browser, "document.querySelectorAll('details').forEach(d => d.open = true)")
