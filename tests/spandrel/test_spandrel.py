@@ -26,6 +26,7 @@ from spandrel import (
 from torch import Tensor
 
 import aether_spandrel
+from aether_converters.sample import MODEL
 from aether_core import AetherNet, aether_small, fuse_model
 from tests.support.published import REVISIONS as PUBLISHED
 from tests.support.published import draw
@@ -239,4 +240,13 @@ def test_loading_imports_nothing_of_an_extra():
 
 def test_inspecting_does_not_import_spandrel():
     script = "import sys; from aether_spandrel import inspect; print('spandrel' in sys.modules)"
+    assert python(script) == "False"
+
+
+def test_enlarging_with_a_file_does_not_import_spandrel():
+    script = (
+        "import sys, numpy; from aether_converters import upscale\n"
+        f"upscale({str(MODEL)!r}, numpy.zeros((4, 4, 3), numpy.uint8))\n"
+        "print('spandrel' in sys.modules)"
+    )
     assert python(script) == "False"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from spandrel import ImageModelDescriptor
 from typing_extensions import Unpack
 
 from aether_converters.errors import ImageError, ModelError
@@ -29,7 +28,10 @@ from aether_converters.runtimes.pytorch import of_descriptor
 from aether_converters.runtimes.upscaler import Upscaler
 from aether_spandrel.constants import Constants
 
-Model = str | Path | Upscaler | ImageModelDescriptor[Any]
+if TYPE_CHECKING:  # importing spandrel takes seconds, which files do without
+    from spandrel import ImageModelDescriptor
+
+Model: TypeAlias = "str | Path | Upscaler | ImageModelDescriptor[Any]"
 Kind = TypeVar("Kind", Image.Image, NDArray[Any])
 
 CHANNELS: Final = range(1, 5)

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from spandrel import ImageModelDescriptor
 from torch import Tensor
 
 from aether_converters.errors import ModelError
@@ -35,6 +34,9 @@ from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inference import FastAetherNet, build_network
 from aether_spandrel.network import Network, float_weights, fuse, read_network
+
+if TYPE_CHECKING:  # importing it takes seconds, which files do without
+    from spandrel import ImageModelDescriptor
 
 TUNED: Final = "int8_plan"
 """The entry of the metadata that says so; see `int8.keeping`."""
