@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,7 @@ Compare model files with the checkpoint they were made from, on built-in picture
 verify.html, beside the files, shows what was measured.
 
 examples:
-  aethernet verify model.pth release/*
+  aethernet verify model.pth release/                        all model files of a folder
   aethernet verify model.pth model_fp16.onnx --pictures photos/
   aethernet verify model.pth model_int8.onnx --pictures small/ --originals large/ --differences d/
 """
@@ -34,7 +36,12 @@ def add_verify(commands: Any) -> None:
     verify = add_command(commands, "verify", run, "compare files with their source", VERIFY)
     verify.add_argument("model", type=named, help=f"the original {CHECKPOINT}")
     verify.add_argument(
-        "files", nargs="+", type=named, action=Files, metavar="file", help="what was made of it"
+        "files",
+        nargs="+",
+        type=named,
+        action=Files,
+        metavar="file",
+        help="what was made of it, or folders of it",
     )
     picture_options(
         verify, "pictures and folders to compare on too; the middle 512 x 512 px of each"
@@ -69,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.comparison import verify
     from aether_converters.runtimes.upscaler import SUFFIXES
 
-    files = [path for path in options.files if path.suffix.lower() in SUFFIXES]
-    if others := [path.name for path in options.files if path not in files]:
+    given = _in_folders(options.files, options.model)
+    files = [path for path in given if path.suffix.lower() in SUFFIXES]
+    if others := [path.name for path in given if path not in files]:
         tell(f"left out, since they are no model files: {', '.join(others)}")
     if not files:
         return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
@@ -91,6 +99,25 @@ def run(options: argparse.Namespace) -> int:
     for fault in faults:
         status = fail_with(fault)
     return status
+
+
+def _in_folders(given: Sequence[Path], source: Path) -> list[Path]:
+    """What was named, with the model files of a folder in its place, without the source itself."""
+    from aether_converters.atomic import identity
+    from aether_converters.errors import fault_of
+    from aether_converters.runtimes.upscaler import SUFFIXES
+
+    original = identity(source)
+    found: list[Path] = []
+    for path in given:
+        # A folder that is called like a model is told as one that cannot be opened.
+        if path.suffix.lower() in SUFFIXES or not os.path.isdir(path):  # noqa: PTH112
+            found.append(path)
+            continue
+        with fault_of(path):
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        found += [file for file in inside if original is None or identity(file) != original]
+    return found
 
 
 def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
