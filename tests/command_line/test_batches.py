@@ -45,6 +45,63 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: 
     monkeypatch.chdir(tmp_path)
 
 
+# Names and sizes of results
+
+
+def test_a_suffix_names_results_and_tells_them_from_sources(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    picture(tmp_path / "in" / "a.png")
+    for _ in range(2):
+        status, _, _ = run(capsys, "upscale", MODEL, "in/*.png", "--suffix=-large")
+        assert status == 0
+    assert listed(tmp_path) == ["in/a-large.png", "in/a.png"]
+    run(capsys, "upscale", MODEL, "in/a.png", "--suffix=-large", "--out", "out")
+    run(capsys, "upscale", MODEL, "in", "--suffix=-large", "--force")
+    assert listed(tmp_path)[:2] == ["in-large/a.png", "in/a-large.png"]
+    assert (tmp_path / "out" / "a-large.png").is_file()
+    status, _, err = run(capsys, "upscale", MODEL, "in/a.png", "--suffix=x", "--out", "b.png")
+    assert status == 1
+    assert "leave --suffix out" in err
+
+
+def test_each_picture_can_keep_its_format_and_ending(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    for name in ("a.png", "b.JPG", "c.jpeg", "d.tif", "e.bmp", "f.gif"):
+        picture(tmp_path / "in" / name)
+    status, _, _ = run(capsys, "upscale", MODEL, "in", "--out", "out", "--format", "same")
+    assert status == 0
+    found = {path.name: Image.open(path).format for path in (tmp_path / "out").iterdir()}
+    assert found == {
+        "a.png": "PNG",
+        "b.JPG": "JPEG",
+        "c.jpeg": "JPEG",
+        "d.tif": "TIFF",
+        "e.bmp": "BMP",
+        "f.png": "PNG",
+    }
+
+
+@pytest.mark.parametrize(
+    ("outscale", "size", "name"),
+    [("3", (18, 15), "a_3x.png"), ("1.5", (9, 8), "a_1.5x.png"), ("2", (12, 10), "a_2x.png")],
+)
+def test_results_get_the_size_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    outscale: str,
+    size: tuple[int, int],
+    name: str,
+):
+    picture(tmp_path / "in" / "a.png")
+    for _ in range(2):  # the result is not enlarged the second time
+        status, _, _ = run(capsys, "upscale", MODEL, "in/*.png", "--outscale", outscale)
+        assert status == 0
+    assert listed(tmp_path) == sorted(["in/a.png", f"in/{name}"])
+    assert Image.open(tmp_path / "in" / name).size == size
+
+
 # No target is an input
 
 

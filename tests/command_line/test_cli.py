@@ -309,6 +309,10 @@ def test_errors_are_whole_sentences_without_a_traceback(
         (("convert", "a.pth", "--precison=fp16"), "next      did you mean --precision?"),
         (("upscale", "a.pth", "-i", "b.png"), "next      write the pictures after the model"),
         (("upscale", "a.pth", "b.png", "-s", "4"), "next      the scale is the model's"),
+        (("upscale", "a.pth", "b.png", "--scale", "4"), "--outscale N resizes what it gives"),
+        (("convert", "a.pth", "-o", "out"), "next      --out PATH says where results go"),
+        (("upscale", "a.pth", "b.png", "--outscale", "0"), "0 is no number such as 3 or 1.5"),
+        (("upscale", "a.pth", "b.png", "--outscale", "1e9"), "1e9 is no number such as 3 or 1.5"),
         (("bench", "a.pth", "--xyzzy"), "no option --xyzzy\n  next      aethernet bench --help"),
     ],
 )
@@ -319,6 +323,33 @@ def test_wrong_usage_is_explained(
         main(list(arguments))
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_habits_of_other_programs_are_answered_all_at_once(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["upscale", "-i", "b.png", "-o", "out", "-n", "a", "-s", "2", "-t", "9"])
+    assert capsys.readouterr().err == (
+        "error: there is no option -i -o -n -s -t\n"
+        "  next      write the pictures after the model: aethernet upscale model.pth photo.png\n"
+        "  next      --out PATH says where results go\n"
+        "  next      write the model's file first: aethernet upscale model.pth photo.png\n"
+        "  next      the scale is the model's; --outscale N resizes what it gives\n"
+        "  next      --tile SIZE is the side of a tile in px; left out, memory decides\n"
+    )
+
+
+def test_verify_takes_a_folder_and_leaves_the_source_out_of_it(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+):
+    (tmp_path / "README.md").write_text("no model")
+    torch.save({"params": tiny().state_dict()}, tmp_path / "copy.pth")
+    status, out, err = run(capsys, "verify", checkpoint, tmp_path, "--no-report", "--json")
+    assert status == 0, err
+    assert [Path(a["path"]).name for a in json.loads(out)["artefacts"]] == ["copy.pth"]
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(capsys, "verify", checkpoint, tmp_path / "empty")
+    assert status == 1
+    assert "there is no model file to verify" in err
 
 
 def test_the_bare_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -207,6 +208,20 @@ def positive(text: str) -> float:
         value = 0.0
     if not 0 < value < 2**20:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+MOST_ENLARGED: Final = 32  # times, by a model and what resizes its result
+
+
+def enlargement(text: str) -> Fraction:
+    """Reads by how much pictures become larger, such as 3 or 1.5, as exactly as it was written."""
+    plain = len(text) < 10 and text.replace(".", "", 1).isdecimal() and text.isascii()
+    value = Fraction(text) if plain else Fraction(0)
+    if not 0 < value <= MOST_ENLARGED:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number such as 3 or 1.5, up to {MOST_ENLARGED}"
+        )
     return value
 
 

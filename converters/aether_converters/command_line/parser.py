@@ -36,19 +36,21 @@ Load, convert and run AetherNet super-resolution models.
 """
 
 
+OF_THE_MODEL: Final = "the scale is the model's; --outscale N resizes what it gives"
+
 HABITS: Final[Mapping[str, str]] = {
     "-i": "write the pictures after the model: aethernet upscale model.pth photo.png",
     "--input": "write the pictures after the model: aethernet upscale model.pth photo.png",
     "-o": "--out PATH says where results go",
     "--output": "--out PATH says where results go",
-    "-s": "the scale is the model's; take a model of another scale",
-    "--scale": "the scale is the model's; take a model of another scale",
-    "--outscale": "the scale is the model's; take a model of another scale",
+    "-s": OF_THE_MODEL,
+    "--scale": OF_THE_MODEL,
+    "--upscale": OF_THE_MODEL,
     "-n": "write the model's file first: aethernet upscale model.pth photo.png",
     "--model": "write the model's file first: aethernet upscale model.pth photo.png",
     "-m": "write the model's file first: aethernet upscale model.pth photo.png",
     "-t": "--tile SIZE is the side of a tile in px; left out, memory decides",
-    "-f": "--format png, jpeg, webp, tiff or bmp; left out, --out decides",
+    "-f": "--format png, jpeg, webp, tiff, bmp or same; left out, --out decides",
     "-g": "--device cuda computes on the GPU",
     "--gpu": "--device cuda computes on the GPU",
     "--gpu-id": "--device cuda:0 computes on the first GPU",
@@ -70,24 +72,31 @@ class _Parser(argparse.ArgumentParser):
         return frozenset(self._option_string_actions)
 
     def refuse_unknown(self, arguments: Iterable[str]) -> None:
-        """Exit with 2 and a next step if an option is none of these."""
+        """Exit with 2 and the next steps if options are none of these."""
+        unknown: list[str] = []
         for argument in arguments:
             if argument == "--":
-                return
+                break
             name = argument.partition("=")[0]
             if not re.match(r"-{1,2}[A-Za-z]", name) or self._known(name):
                 continue
-            fail(f"there is no option {name}", f"  next      {self._advice(name)}")
-            raise SystemExit(2)
+            unknown.append(name)
+        if not unknown:
+            return
+        advice = list(dict.fromkeys(map(self._advice, unknown)))
+        names = " ".join(dict.fromkeys(unknown))
+        fail(f"there is no option {names}", *(f"  next      {line}" for line in advice))
+        raise SystemExit(2)
 
     def _known(self, name: str) -> bool:
         """Whether argparse takes it: whole, or the beginning of a long one."""
         return any(option == name or _begins(option, name) for option in self.options)
 
     def _advice(self, name: str) -> str:
+        habit = HABITS.get(name, "")
+        if habit and (self.prog.endswith("upscale") or habit.split()[0] in self.options):
+            return habit
         near = difflib.get_close_matches(name, self.options, n=1)
-        if name in HABITS and not near and self.prog.endswith("upscale"):
-            return HABITS[name]
         return f"did you mean {near[0]}?" if near else f"{self.prog} --help"
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
     add_command,
     as_written,
     checkpoint_options,
+    enlargement,
     integer,
+    name_part,
     named,
     positive,
     shard,
@@ -38,7 +41,8 @@ without seams.
 examples:
   aethernet upscale model.pth photo.png                      writes photo_2x.png
   aethernet upscale model.onnx photos/ --out enlarged/       a whole folder
-  aethernet upscale model.pth scan.tif --format tiff         keep TIFF
+  aethernet upscale model.pth scans/ --format same           TIFF stays TIFF, JPEG stays JPEG
+  aethernet upscale model.pth photo.png --outscale 3         resized after the model
   aethernet upscale model.pth huge.png --memory 0.5          with half a GiB for the tiles
   aethernet upscale model.pth frames/ --shard 3/16           the third of 16 shares of the work
   aethernet upscale model.onnx photo.png --provider cuda     ONNX on the GPU, or an error
@@ -46,7 +50,7 @@ examples:
   aethernet upscale model.param photo.png --device vulkan    NCNN on the GPU, or an error
 """
 
-IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp")
+IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "tiff", "bmp", "same")
 
 MOST_NAMES: Final = 20  # of pictures that failed, in the summary
 
@@ -63,25 +67,7 @@ def add_upscale(commands: Any) -> None:
         metavar="picture",
         help="pictures, or folders of them",
     )
-    upscale.add_argument(
-        "--out",
-        type=as_written,
-        metavar="PATH",
-        help="a folder, or a file name for one picture (default: the scale in the name)",
-    )
-    upscale.add_argument(
-        "--format",
-        type=format_named,
-        choices=IMAGE_FORMATS,
-        help="of the enlarged pictures (default: that of --out, or png)",
-    )
-    upscale.add_argument(
-        "--quality",
-        type=integer(1, 100),
-        default=95,
-        metavar="1-100",
-        help="of JPEG and WebP; WebP is lossless at 100 (default: 95)",
-    )
+    _result_arguments(upscale)
     _tile_arguments(upscale)
     upscale.add_argument(
         "--device",
@@ -103,6 +89,43 @@ def add_upscale(commands: Any) -> None:
         "--strict", action="store_true", help="refuse damaged pictures that could be read"
     )
     checkpoint_options(upscale)
+
+
+def _result_arguments(upscale: argparse.ArgumentParser) -> None:
+    """Where results go, and as what."""
+    upscale.add_argument(
+        "--out",
+        type=as_written,
+        metavar="PATH",
+        help="a folder, or a file name for one picture (default: the scale in the name)",
+    )
+    upscale.add_argument(
+        "--suffix",
+        type=name_part,
+        metavar="TEXT",
+        help="behind the names of results, such as _large (default: the scale, or none with --out)",
+    )
+    upscale.add_argument(
+        "--format",
+        type=format_named,
+        choices=IMAGE_FORMATS,
+        help="of the enlarged pictures, or same for that of each picture (default: that of --out, "
+        "or png)",
+    )
+    upscale.add_argument(
+        "--quality",
+        type=integer(1, 100),
+        default=95,
+        metavar="1-100",
+        help="of JPEG and WebP; WebP is lossless at 100 (default: 95)",
+    )
+    upscale.add_argument(
+        "--outscale",
+        type=enlargement,
+        metavar="N",
+        help="by how much pictures become larger: the model's result is resized with Lanczos "
+        "(default: the model's scale)",
+    )
 
 
 def _tile_arguments(upscale: argparse.ArgumentParser) -> None:
@@ -153,11 +176,15 @@ def run(options: argparse.Namespace) -> int:
     jobs = plan_jobs(
         options.pictures,
         options.out,
-        upscaler.scale,
+        float(options.outscale or upscaler.scale),
         image_format=options.format,
         recursive=options.recursive,
         matched=options.matched,
+        suffix=options.suffix,
     )
+    if options.outscale is not None:
+        resize = options.outscale / upscaler.scale
+        jobs = [replace(job, resize=resize) for job in jobs]
     part, parts = options.shard
     jobs = jobs[part - 1 :: parts]
     results = _Results(options)

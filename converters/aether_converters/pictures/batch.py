@@ -17,6 +17,7 @@ from aether_converters.errors import ExistsError, ImageError, fault_of
 from aether_converters.pictures.jobs import Job
 from aether_converters.pictures.picture import Picture
 from aether_converters.pictures.reading import read_picture
+from aether_converters.pictures.resizing import resized
 from aether_converters.pictures.upscaling import (
     OnPixels,
     TileOptions,
@@ -156,6 +157,8 @@ def _enlarge(
         with fault_of(work.job.source):
             plan = planned_tiles(upscaler, work.picture, options)
             picture = upscale_picture(upscaler, work.picture, options, on_pixels)
+            if work.job.resize != 1:
+                picture = resized(picture, work.job.resize)
     except AetherError as error:
         # Which model it was is known; which of many pictures is not.
         return _failed(work.job, error.in_file(work.job.source), cause=error)

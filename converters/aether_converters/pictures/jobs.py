@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from aether_converters.atomic import Identity, identities, identity
 from aether_converters.errors import ImageError, fault_of
@@ -25,8 +26,11 @@ ENDINGS: Final[dict[ImageFormat, str]] = {
     "bmp": ".bmp",
 }
 
-RESULT: Final = re.compile(r"(.+)_[0-9]+x", re.DOTALL)
-"""What results are called, pictures without their ending: the name of the source and a scale."""
+SCALED: Final = r"_[0-9]+(?:\.[0-9]+)?x"
+"""What stands behind the name of a source in that of its result, unless a suffix is chosen."""
+
+Wanted = ImageFormat | Literal["same"]
+"""What can be asked for: a format, or that of each source."""
 
 OF_A_FILE: Final = re.compile(r"\.(?=.*[a-z])[a-z0-9]{3,5}", re.IGNORECASE)
 """Endings that nobody gives to a folder without saying that it is one."""
@@ -42,6 +46,7 @@ class Job:
         source: The picture, or the folder in which there are none.
         target: The upscaled picture.
         image_format: Of the target.
+        resize: By how much the model's result is made larger, or smaller.
         left_out: Why it is not upscaled though nothing is wrong with it; empty if it is.
         fault: What is wrong with the source, where that is known in advance.
         inputs: The files that the whole run reads, of which none may be replaced.
@@ -50,6 +55,7 @@ class Job:
     source: Path
     target: Path
     image_format: ImageFormat
+    resize: Fraction = Fraction(1)
     left_out: str = ""
     fault: AetherError | None = None
     inputs: Collection[Identity] = field(default=(), repr=False, compare=False)
@@ -58,11 +64,12 @@ class Job:
 def plan_jobs(
     inputs: Sequence[Path],
     out: str | Path | None,
-    scale: int,
+    scale: float,
     *,
-    image_format: ImageFormat | None = None,
+    image_format: Wanted | None = None,
     recursive: bool = False,
     matched: Collection[Path] = (),
+    suffix: str | None = None,
 ) -> list[Job]:
     """Which picture goes where; an input with which something is wrong becomes a job that fails.
 
@@ -74,22 +81,32 @@ def plan_jobs(
         inputs: Pictures, and folders of pictures; what is named twice is taken once.
         out: A folder, or a picture's name if there is one input; by default pictures get the
             scale in their name and folders in theirs. What ends with / is a folder.
-        scale: Upscaling factor.
-        image_format: Of the upscaled pictures; by default what `out` names, or else PNG.
+        scale: By how much results are larger than their sources.
+        image_format: Of the upscaled pictures, or `same` for that of each source, where it is
+            written, or else PNG; by default what `out` names, or else PNG.
         recursive: Whether folders within folders are entered.
         matched: Those inputs for which a pattern stood.
+        suffix: Stands behind the names of results in place of the scale, and in a folder `out` too.
 
     Raises:
         ImageError: The only input holds no picture, two pictures would get one name, or `out` is
             no name for what is to be written.
     """
-    folders = _Folders()
+    folders = _Folders(suffix)
     given = list({folders.place(path): path for path in inputs}.values())
     if out is not None and (named := _named_result(given, out, image_format)):
+        if suffix is not None:
+            raise ImageError(
+                "the name of the result is given whole, and a suffix too",
+                file=Path(out),
+                found=f"--suffix {suffix}",
+                advice="leave --suffix out, or name a folder with --out",
+            )
         return [replace(named, inputs=identities(given))]
     search = _Search(
         out=None if out is None else Path(out),
-        scale=scale,
+        ending=f"_{scale:g}x" if suffix is None else suffix,
+        in_out="" if suffix is None else suffix,
         image_format=image_format or "png",
         recursive=recursive,
         folders=folders,
@@ -125,13 +142,18 @@ def _in_the_way(job: Job, jobs: Mapping[Path, Job], folders: _Folders) -> Job:
     return replace(job, left_out=f"left out: the result of {other.source.name} belongs there")
 
 
+def _format_for(source: Path, wanted: Wanted) -> ImageFormat:
+    """In which format the result of a picture is written."""
+    return SUFFIXES.get(source.suffix.lower(), "png") if wanted == "same" else wanted
+
+
 def _is_folder(path: str | Path) -> bool:
     """As `Path.is_dir`, but False for a name that is too long."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def _named_result(
-    given: Sequence[Path], out: str | Path, image_format: ImageFormat | None
+    given: Sequence[Path], out: str | Path, image_format: Wanted | None
 ) -> Job | None:
     """The job of the only picture if `out` names its result; None if `out` is a folder.
 
@@ -158,11 +180,12 @@ def _named_result(
             advice=advice,
         )
     ending_means = SUFFIXES[out.suffix.lower()]
-    if image_format not in (None, ending_means):
+    wanted = None if image_format is None else _format_for(given[0], image_format)
+    if wanted not in (None, ending_means):
         raise ImageError(
             "the name of the result has the ending of another format",
             file=out,
-            expected=f"{ENDINGS[image_format]} for --format {image_format}",
+            expected=f"{ENDINGS[wanted]} for --format {image_format}",
             found=out.suffix,
             advice="leave --format out, or change the ending",
         )
@@ -174,8 +197,9 @@ class _Search:
     """How pictures are looked for, and where their results go."""
 
     out: Path | None
-    scale: int
-    image_format: ImageFormat
+    ending: str
+    in_out: str
+    image_format: Wanted
     recursive: bool
     folders: _Folders
 
@@ -196,7 +220,8 @@ class _Search:
                 for source, relative in found:
                     yield self._job(source, self._target(given, relative), results)
         except AetherError as error:
-            yield Job(source=given, target=given, image_format=self.image_format, fault=error)
+            image_format = _format_for(given, self.image_format)
+            yield Job(source=given, target=given, image_format=image_format, fault=error)
 
     def results_among(self, matched: Collection[Path]) -> dict[Path, str]:
         """Those of a pattern that are results, with the names of their sources."""
@@ -204,25 +229,36 @@ class _Search:
         return found if len(found) < len(matched) else {}  # a pattern for results means them
 
     def _target(self, given: Path, relative: Path) -> Path:
-        ending = ENDINGS[self.image_format]
+        ending = self._file_ending(relative)
         if self.out is not None:
-            return self.out / renamed(relative, ending)
+            found = self.out / renamed(relative, ending)
+            return found.with_name(f"{found.stem}{self.in_out}{ending}")
         if _is_folder(given):
             folder = given.resolve()
-            return folder.with_name(f"{folder.name}_{self.scale}x") / renamed(relative, ending)
-        return given.with_name(f"{given.stem}_{self.scale}x{ending}")
+            return folder.with_name(f"{folder.name}{self.ending}") / renamed(relative, ending)
+        return given.with_name(f"{given.stem}{self.ending}{ending}")
+
+    def _file_ending(self, source: Path) -> str:
+        """Of the result: as the source writes it where the format stays."""
+        found = _format_for(source, self.image_format)
+        same = self.image_format == "same" and SUFFIXES.get(source.suffix.lower()) == found
+        return source.suffix if same else ENDINGS[found]
 
     def _job(self, source: Path, target: Path, results: Mapping[Path, str]) -> Job:
         name = results.get(source)
         left_out = f"left out: named as a result of {name}" if name else ""
-        return Job(source=source, target=target, image_format=self.image_format, left_out=left_out)
+        image_format = _format_for(source, self.image_format)
+        return Job(source=source, target=target, image_format=image_format, left_out=left_out)
 
 
 class _Folders:
     """What is known of folders, each of which is looked at once."""
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, suffix: str | None) -> None:
+        """Know nothing yet but the suffix of the results, None for their scale."""
+        self._result = re.compile(
+            rf"(.+)(?:{SCALED}|{re.escape(suffix)})" if suffix else f"(.+){SCALED}", re.DOTALL
+        )
         self.resolved = cache(_resolved)
         self._names = cache(_names_in)
 
@@ -233,7 +269,7 @@ class _Folders:
     def source_name(self, path: Path) -> str:
         """What lies beside a picture or folder that is named as a result of it; or nothing."""
         folder = _is_folder(path)
-        match = RESULT.fullmatch(path.name if folder else path.stem)
+        match = self._result.fullmatch(path.name if folder else path.stem)
         return self._names(path.parent, folders=folder).get(match[1], "") if match else ""
 
     def results_within(self, given: Path, pictures: Sequence[Path]) -> dict[Path, str]:

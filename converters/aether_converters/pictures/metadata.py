@@ -113,7 +113,7 @@ def plausible(x: float, y: float) -> Resolution | None:
     return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
-def scaled(resolution: Resolution | None, scale: int) -> Resolution | None:
+def scaled(resolution: Resolution | None, scale: float) -> Resolution | None:
     """The resolution of an enlargement that is as large on paper as its source."""
     return resolution and (scale * resolution[0], scale * resolution[1])
 
