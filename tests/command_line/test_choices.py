@@ -23,5 +23,5 @@ def test_every_precision_can_be_asked_for():
 
 
 def test_every_format_of_pictures_can_be_asked_for():
-    assert get_args(ImageFormat) == IMAGE_FORMATS
-    assert set(ENDINGS) == set(IMAGE_FORMATS)
+    assert (*get_args(ImageFormat), "same") == IMAGE_FORMATS
+    assert set(ENDINGS) == set(get_args(ImageFormat))
