@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aether_converters import convert, verify
 from aether_converters.int8.calibration import calibrate
-from aether_converters.int8.distillation import Lessons, Rounded, distilled
+from aether_converters.int8.distillation import Lessons, Rounded, distilled, of_head, whole
 from aether_converters.int8.migration import migrated, passages
 from aether_converters.int8.patches import Patches, built_in_patches, gathered
 from aether_converters.int8.plan import (
@@ -150,7 +150,8 @@ def test_rounded_weights_are_found_again_from_themselves(everything: bool):
 def lessons(made: AetherNet, count: int, batches: int) -> Lessons:
     pictures = batch(built_in_patches(made.config.in_chans, count, 32))
     return Lessons(
-        pictures=pictures,
+        taken=pictures,
+        run=whole,
         expected=run(made, pictures),
         batches=batches,
         batch=2,
@@ -305,8 +306,35 @@ def test_whoever_wants_every_layer_gets_every_layer(tmp_path: Path):
 
 def test_what_a_layer_costs_because_of_one_channel_tuning_mends(tmp_path: Path):
     source = read_source(costly(tmp_path))
-    made = quantise_network(source.network, "tensorrt", Int8Options(tune=8.0))
-    assert "conv_last" in made.plan.inputs
+    made = quantise_network(source.network, "tensorrt", Int8Options(tune=2.0))
+    assert not any("stays float" in note for note in made.notes)
+
+
+# Which layers
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["default", "every layer"])
+def test_the_last_layer_becomes_float_where_it_costs_most_of_all(everything: bool, tmp_path: Path):
+    source = read_source(costly(tmp_path))
+    options = Int8Options(tune=0.5, everything=everything)
+    made = quantise_network(source.network, "tensorrt", options)
+    assert ("conv_last" in made.plan.inputs) == everything
+    assert any(gain.step == "last layer in float" for gain in made.gains) != everything
+
+
+# The head alone
+
+
+def test_the_head_of_a_network_makes_its_picture_of_what_its_body_gives():
+    made = network(scale=4)
+    pictures = batch(patches().seen)
+    features: list[Tensor] = []
+    made.conv_before_upsample.register_forward_pre_hook(
+        lambda _head, inputs: features.append(inputs[0])
+    )
+    pictured = run(made, pictures)
+    with torch.inference_mode():
+        torch.testing.assert_close(of_head(made, features[0]), pictured, atol=1e-6, rtol=1e-5)
 
 
 # What was learnt is kept

@@ -36,9 +36,9 @@ from aether_spandrel.inference import channels_last
 COLOUR: Final = 1.0
 """How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
 
-WEIGHT_RATE: Final = 3e-5
-SHIFT_RATE: Final = 1e-4  # of biases and norms
-STEP_RATE: Final = 3e-3  # of the logarithms of steps
+WEIGHT_RATE: Final = 1e-4
+SHIFT_RATE: Final = 3e-4  # of biases and norms
+STEP_RATE: Final = 1e-3  # of the logarithms of steps
 WARM_UP: Final = 10  # batches in which rates rise
 PART: Final = 48  # channels of a depthwise convolution at a time, for which oneDNN is fast
 SEED: Final = 20261128
@@ -59,20 +59,32 @@ class Rounded:
     exact: AetherNet
 
 
+def whole(network: AetherNet, pictures: Tensor) -> Tensor:
+    """What a network makes of pictures (N, C, H, W)."""
+    return cast(Tensor, network(channels_last(pictures)))
+
+
+def of_head(network: AetherNet, features: Tensor) -> Tensor:
+    """The pictures that a network makes of what its body gives, (N, embed_dim, H, W)."""
+    return network.restored(network.head(channels_last(features)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
     """What is learnt from.
 
     Attributes:
-        pictures: (N, C, H, W) in [0, 1].
-        expected: What the float network makes of each.
+        taken: What is put in, (N, ...): pictures in [0, 1], or what the body makes of them.
+        run: What a network, or its head alone, makes of that.
+        expected: The picture that the float network makes of each.
         batches: How many are learnt from.
         batch: Pictures in each.
         rate: How fast, relative to the rates of this module.
         seconds: Fewer batches are learnt from where all would take longer.
     """
 
-    pictures: Tensor
+    taken: Tensor
+    run: Callable[[AetherNet, Tensor], Tensor]
     expected: Tensor
     batches: int
     batch: int
@@ -95,7 +107,7 @@ def distilled(
         lessons: What it learns from.
         progress: Called after each batch with batches done and to do and the error of late.
     """
-    device = lessons.pictures.device
+    device = lessons.taken.device
     learner = _Learner(start, device)
     optimiser = torch.optim.Adam(learner.rates(), betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimiser.param_groups]
@@ -105,8 +117,8 @@ def distilled(
     while done < total:
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = lessons.rate * peak * _share_of_rate(done, total)
-        chosen = torch.randint(len(lessons.pictures), (lessons.batch,), generator=random)
-        found = learner.network(channels_last(lessons.pictures[chosen]))
+        chosen = torch.randint(len(lessons.taken), (lessons.batch,), generator=random)
+        found = lessons.run(learner.network, lessons.taken[chosen])
         error = picture_error(found - lessons.expected[chosen])
         optimiser.zero_grad()
         error.backward()

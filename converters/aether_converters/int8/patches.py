@@ -19,6 +19,7 @@ from aether_converters.runtimes.upscaler import Image
 SIDE: Final = 64  # px of a patch
 PATCHES: Final = 16
 HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
+MORE: Final = 32  # drawn patches for a network that learns
 ASIDE: Final = 4  # every such patch of the user's is held out, too
 
 
@@ -27,20 +28,23 @@ class Patches:
     """What a network is made int8 on; arrays (1, C, SIDE, SIDE) of 8-bit pixels in [0, 1].
 
     Attributes:
-        seen: From which ranges and weights are learnt, of each kind some among the first.
+        seen: From which ranges and weights follow, of each kind some among the first.
         held_out: On which it is measured whether that was any good.
+        more: From which a network may learn beside those that are seen.
     """
 
     seen: tuple[Image, ...]
     held_out: tuple[Image, ...]
+    more: tuple[Image, ...] = ()
 
 
-def gathered(places: Sequence[Path], channels: int) -> Patches:
+def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches:
     """Built-in patches, flat colours, and the user's own pictures among them.
 
     Args:
         places: Picture files and folders.
         channels: Of the pictures.
+        more: How many to draw beside those that are always seen.
 
     Raises:
         ImageError: A picture cannot be read.
@@ -49,11 +53,12 @@ def gathered(places: Sequence[Path], channels: int) -> Patches:
     own = _own_patches(places, channels) if places else []
     kept = [patch for index, patch in enumerate(own) if index % ASIDE < ASIDE - 1]
     aside = [patch for index, patch in enumerate(own) if index % ASIDE == ASIDE - 1]
-    drawn = built_in_patches(channels, PATCHES + HELD_OUT)
+    drawn = built_in_patches(channels, PATCHES + HELD_OUT + more)
     flat = list(flat_patches(channels, SIDE).values())
     return Patches(
         seen=tuple(_alternating(drawn[:PATCHES], flat, kept)),
-        held_out=(*drawn[PATCHES:], *flat, *aside),
+        held_out=(*drawn[PATCHES : PATCHES + HELD_OUT], *flat, *aside),
+        more=tuple(drawn[PATCHES + HELD_OUT :]),
     )
 
 

@@ -11,7 +11,7 @@ from aether_converters.errors import ConversionError
 from aether_converters.int8.calibration import Method, calibrate
 from aether_converters.int8.distillation import Rounded
 from aether_converters.int8.keeping import kept_plan
-from aether_converters.int8.patches import Patches, gathered
+from aether_converters.int8.patches import MORE, Patches, gathered
 from aether_converters.int8.plan import (
     FIRST,
     QuantisationPlan,
@@ -139,7 +139,8 @@ def quantise_network(
     if FIRST not in source.ranges.usable and (FIRST in layers or measured):
         network = recentred(network)
     say("calibrating")
-    patches = gathered(options.calibration, network.config.in_chans)
+    more = MORE if options.tune else 0
+    patches = gathered(options.calibration, network.config.in_chans, more=more)
     desk = _Desk(target=target, method=options.method, patches=patches)
     if kept is not None and kept.target == target:
         plan, notes = kept.only(set(layers)), []
@@ -241,6 +242,7 @@ def _tuned(
         exact=start.network,
         patches=desk.patches,
         calibrated=lambda network: desk.planned(network, list(start.plan.inputs), {}),
+        everything=options.everything,
         seconds=options.tune,
         device=options.device,
         told=told,

@@ -10,18 +10,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.int8.distillation import Lessons, Rounded, distilled, picture_error
+from aether_converters.int8.distillation import (
+    Lessons,
+    Rounded,
+    distilled,
+    of_head,
+    picture_error,
+    whole,
+)
 from aether_converters.int8.migration import migrated
 from aether_converters.int8.patches import Patches
-from aether_converters.int8.plan import LEVELS, QuantisationPlan, simulate
+from aether_converters.int8.plan import LAST, LEVELS, QuantisationPlan, simulate
 from aether_converters.int8.rounding import largest_inputs, rounded_weights
 from aether_converters.int8.sensitivity import macs_per_pixel
 from aether_converters.measuring.figures import loss_of
@@ -45,9 +51,11 @@ LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 o
 """Beyond that, layers go back to float."""
 
 FEW: Final = 6  # one in so many patches tells which layer costs most
-STRENGTH: Final = 0.75
+STRENGTH: Final = 0.5
 """How far channels become equally large."""
 
+SHARE_OF_ALL: Final = 0.5  # of the time: in it the whole network learns, before that its head
+RATE_OF_ALL: Final = 0.3  # relative to that of the head, which is the nearest to the picture
 BATCH: Final = 2  # pictures
 MOST_BATCHES: Final = 1000
 SPEED: Final = 30e9
@@ -91,6 +99,7 @@ class Workbench:
     Attributes:
         patches: Pictures to learn from, and others to measure on.
         calibrated: Makes a plan of the same layers for a network whose weights have moved.
+        everything: Whether all layers stay in int8, whatever they cost.
         seconds: In which the network may learn; what is computed at once takes as long as it takes.
         device: On which it learns.
         told: Called with a few words, and how much is done of how much.
@@ -100,6 +109,7 @@ class Workbench:
     patches: Patches
     calibrated: Callable[[AetherNet], QuantisationPlan]
     seconds: float = SECONDS
+    everything: bool = False
     device: Device = "cpu"
     told: Told = untold
     held_out: Tensor = field(init=False)
@@ -139,10 +149,14 @@ class Step:
     Attributes:
         name: In words.
         states: What it makes of a network, better and better; the best of them counts.
+        worth: Of the error before: what is left has to be less, or the step was not worth it.
+        choice: Whether it chooses layers, which callers may have done themselves.
     """
 
     name: str
     states: Callable[[Rounded, Workbench], Iterable[Rounded]]
+    worth: float = 1.0
+    choice: bool = False
 
 
 def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
@@ -157,18 +171,53 @@ def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     yield from _with_rounded_weights(moved, bench)
 
 
-def _distilled(state: Rounded, bench: Workbench, rate: float, share: float) -> Iterable[Rounded]:
-    seconds = bench.seconds * share
-    seen = _batch(bench.patches.seen)
-    lessons = Lessons(
-        pictures=seen.to(bench.device),
-        expected=_run(bench.exact, seen).to(bench.device),
-        batches=_batches(bench, seconds),
+def _without_last(state: Rounded, _bench: Workbench) -> Iterable[Rounded]:
+    """The last layer in float: nothing follows that would average out what its rounding does."""
+    others = set(state.plan.inputs) - {LAST}
+    if others and LAST in state.plan.inputs:
+        yield _only(state, others)
+
+
+def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    lessons = _lessons(bench, bench.patches.seen, whole, SHARE_OF_ALL, lambda _name: True)
+    return _learning(state, bench, replace(lessons, rate=RATE_OF_ALL))
+
+
+def _head_distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    """The head learns alone: it rounds most visibly, and without the body a batch takes little."""
+    pictures = (*bench.patches.seen, *bench.patches.more)
+    lessons = _lessons(bench, pictures, of_head, 1 - SHARE_OF_ALL, _in_head)
+    taken = _given_by_body(simulate(state.network, state.plan), _batch(pictures))
+    return _learning(state, bench, replace(lessons, taken=taken.to(bench.device)))
+
+
+def _in_head(layer: str) -> bool:
+    return layer.startswith(("conv_before_upsample", "upsample", LAST))
+
+
+def _lessons(
+    bench: Workbench,
+    pictures: Sequence[Image],
+    run: Callable[[AetherNet, Tensor], Tensor],
+    share: float,
+    learns: Callable[[str], bool],
+) -> Lessons:
+    """What the layers that learn can learn from pictures in a share of the time."""
+    taken = _batch(pictures)
+    seconds = share * bench.seconds
+    return Lessons(
+        taken=taken.to(bench.device),
+        run=run,
+        expected=_run(bench.exact, taken).to(bench.device),
+        batches=_batches(bench, seconds, learns),
         batch=BATCH,
-        rate=rate,
+        rate=1.0,
         seconds=seconds,
     )
-    end = time.monotonic() + seconds
+
+
+def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Rounded]:
+    end = time.monotonic() + lessons.seconds
 
     def progress(done: int, total: int, error: float) -> None:
         figure = -10 * math.log10(max(error, 1e-20))
@@ -177,24 +226,20 @@ def _distilled(state: Rounded, bench: Workbench, rate: float, share: float) -> I
     return distilled(state, lessons, progress)
 
 
-def _batches(bench: Workbench, seconds: float) -> int:
-    """How many batches fit into the time, by what the network computes."""
+def _batches(bench: Workbench, seconds: float, learns: Callable[[str], bool]) -> int:
+    """How many batches fit into the time, by what the layers that learn compute."""
     side = bench.held_out.shape[-1]
-    macs = sum(macs_per_pixel(bench.exact).values()) * side**2 * BATCH
+    costs = macs_per_pixel(bench.exact)
+    macs = sum(macs for name, macs in costs.items() if learns(name)) * side**2 * BATCH
     return max(min(int(seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
 
-
-ROUNDS: Final = (("distilled", 1.0, 0.7), ("distilled further", 0.2, 0.3))
-"""Names, rates relative to those of `distillation`, and shares of the time. What is too fast for a
-network comes to nothing, and the slower one begins anew."""
 
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
     Step(name="even channels", states=_with_even_channels),
-    *(
-        Step(name=name, states=partial(_distilled, rate=rate, share=share))
-        for name, rate, share in ROUNDS
-    ),
+    Step(name="last layer in float", states=_without_last, worth=10**-0.1, choice=True),
+    Step(name="head distilled", states=_head_distilled),
+    Step(name="distilled", states=_distilled),
 )
 """In order; each begins with the best state so far."""
 
@@ -206,14 +251,16 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
     """
     best, least = start, bench.error(start)
     gains: list[Gain] = [Gain(step="calibrated", psnr=bench.psnr(start), kept=True, seconds=0.0)]
-    for number, step in enumerate(STEPS):
+    steps = [step for step in STEPS if not (step.choice and bench.everything)]
+    for number, step in enumerate(steps):
         before, began, note = best, time.monotonic(), ""
-        bench.told(step.name, number, len(STEPS))
+        bar = least * step.worth
+        bench.told(step.name, number, len(steps))
         try:
             for state in step.states(before, bench):
                 error = bench.error(state)
-                if error < least:
-                    best, least = state, error
+                if error < bar:
+                    best, least, bar = state, error, error
         except KeyboardInterrupt as stop:
             if type(stop) is not KeyboardInterrupt:  # asked to end altogether
                 raise
@@ -268,3 +315,16 @@ def _run(network: AetherNet, batch: Tensor) -> Tensor:
     """What a network makes of pictures, one at a time, which decides the memory."""
     with torch.inference_mode():
         return torch.cat([network(channels_last(picture[None])) for picture in batch]).clone()
+
+
+def _given_by_body(network: AetherNet, batch: Tensor) -> Tensor:
+    """What the head of a network takes of pictures."""
+    found: list[Tensor] = []
+    hook = network.conv_before_upsample.register_forward_pre_hook(
+        lambda _head, inputs: found.append(inputs[0].clone())
+    )
+    try:
+        _run(network, batch)
+    finally:
+        hook.remove()
+    return torch.cat(found)
