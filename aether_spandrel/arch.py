@@ -20,10 +20,11 @@ from spandrel import (
 from typing_extensions import Unpack, override
 
 from aether_core import AetherNet
-from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.inference import FastAetherNet
+from aether_spandrel.model_folder import read_model
 from aether_spandrel.network import (
     Network,
     fuse,
@@ -106,7 +107,8 @@ def load(path: str | Path, **constants: Unpack[Constants]) -> ImageModelDescript
     objects, unknown wrappers, checkpoints in several files.
 
     Args:
-        path: A `.pth`, `.pt`, `.ckpt`, `.safetensors` or `.index.json` file.
+        path: A `.pth`, `.pt`, `.ckpt`, `.safetensors` or `.index.json` file; or a folder as model
+            hubs have it, with a `model.safetensors` that its `config.json` must not contradict.
         **constants: Values that no tensor carries, such as `res_scale=0.15`; they win over the
             file's metadata, and those over the default of its revision. See `Constants`.
 
@@ -114,7 +116,7 @@ def load(path: str | Path, **constants: Unpack[Constants]) -> ImageModelDescript
         CheckpointError: The file cannot be read or is no AetherNet; file, cause and next step
             are named.
     """
-    return describe(AetherNetArch(), read_network(read_checkpoint(path), **constants))
+    return describe(AetherNetArch(), read_model(path, **constants)[1])
 
 
 # Where Python's start-up line found that this module is what imports spandrel.

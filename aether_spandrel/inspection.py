@@ -11,11 +11,12 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from aether_core import AetherConfig
-from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.doubts import find_doubts
 from aether_spandrel.errors import CheckpointError
-from aether_spandrel.network import Network, read_network
+from aether_spandrel.model_folder import read_model
+from aether_spandrel.network import Network
 from aether_spandrel.ranges import input_sources
 
 
@@ -74,13 +75,12 @@ class CheckpointInfo:
 
 
 def inspect(path: str | Path, **constants: Unpack[Constants]) -> CheckpointInfo:
-    """Facts about a checkpoint file; constants as for `load`.
+    """Facts about a checkpoint file, or one in a folder; all as for `load`.
 
     Raises:
         CheckpointError: The file cannot be read or is no AetherNet.
     """
-    checkpoint = read_checkpoint(path)
-    return describe_network(checkpoint, read_network(checkpoint, **constants))
+    return describe_network(*read_model(path, **constants))
 
 
 def describe_network(checkpoint: Checkpoint, network: Network) -> CheckpointInfo:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Final, cast
 
 from typing_extensions import Unpack
 
@@ -34,7 +35,7 @@ from aether_converters.int8.planning import Int8Options, Quantised, quantise_net
 from aether_converters.int8.trained import as_trained
 from aether_converters.int8.tuning import untold
 from aether_converters.measuring.effort import effort_of
-from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
+from aether_converters.measuring.exhibit import RUNTIMES, exhibit_for, shown_pairs
 from aether_converters.measuring.figures import ArtefactReport
 from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
@@ -56,6 +57,9 @@ from aether_converters.wanted import (
     silent,
 )
 
+if TYPE_CHECKING:
+    from aether_converters.measuring.evaluation import Evaluation
+
 
 def convert(
     source: str | Path,
@@ -76,9 +80,9 @@ def convert(
         progress: Called with a few words before each step.
         build_progress: Called while an engine is built; see `build_plan`.
         **choices: What is to be made, by name: `to=["onnx"]`, `precision=["fp16"]`, `shape`,
-            `opset`, `name`, `force`, `strict`, `int8`, `engine`, `report`, `pictures`, `card`, each
-            as `Wanted` describes it; and values that no tensor carries, such as `res_scale=0.15`,
-            which become part of the weights; see `aether_spandrel.load`.
+            `opset`, `name`, `force`, `strict`, `int8`, `engine`, `report`, `pictures`, `originals`,
+            `kept`, `card`, each as `Wanted` describes it; and values that no tensor carries, such
+            as `res_scale=0.15`, which become part of the weights; see `aether_spandrel.load`.
 
     Returns:
         The figures of every artefact.
@@ -121,12 +125,45 @@ def convert(
         effort=effort_of(origin.fused.config),
         artefacts=artefacts,
         scenes=workshop.reference.scene_views,
+        evaluations=_evaluations(artefacts, wanted, say),
         costs={runner: costs for runner in runners if (costs := workshop.quantised(runner).costs)},
     )
     if wanted.report:
         say(PAGE)
         write_report(found, folder, force=wanted.force)
     return found
+
+
+def _evaluations(
+    artefacts: Sequence[ArtefactReport], wanted: Wanted, say: Progress
+) -> tuple[Evaluation, ...]:
+    """How near the artefacts come to originals; of those that run the same weights alike, one does.
+
+    Raises:
+        AetherError: A picture cannot be read, or a file cannot be run.
+    """
+    if not wanted.originals:
+        return ()
+    from aether_converters.measuring.evaluation import Comparing, evaluate
+
+    different: dict[tuple[object, ...], Path] = {}
+    for artefact in artefacts:
+        if artefact.passed:
+            alike = (RUNTIMES[artefact.format], artefact.precision, artefact.details.get(INT8_FOR))
+            different.setdefault(alike, artefact.path)
+    found: list[Evaluation] = []
+    for folder in map(Path, wanted.originals if different else ()):
+        say(f"evaluating on {folder.name}")
+        kept = None if wanted.kept is None else Path(wanted.kept)
+        evaluation = evaluate(list(different.values()), Comparing(originals=folder), kept=kept)
+        if evaluation.faults:
+            raise evaluation.faults[0]
+        found.append(evaluation)
+    return tuple(found)
+
+
+INT8_FOR: Final = "int8_target"
+"""The detail of an artefact in int8 that says who is to run it."""
 
 
 def _source(path: str | Path, wanted: Wanted) -> Source:
@@ -174,6 +211,7 @@ def _refuse_in_advance(
         require("onnx")
         require("onnxruntime")
     _refuse_opset(wanted)
+    _refuse_originals(wanted)
     for kind in wanted.to:
         if kind in REFUSALS:
             REFUSALS[kind](origin)
@@ -183,6 +221,17 @@ def _refuse_in_advance(
         needed = activation_bytes(origin.fused.config) * batch * height * width
         size = "x".join(map(str, wanted.shape))
         refuse_beyond_memory(f"checking a file for {size}", needed, "a smaller --shape")
+
+
+def _refuse_originals(wanted: Wanted) -> None:
+    """Raise ImageError for a folder of originals without a picture."""
+    if wanted.originals:
+        from aether_converters.pictures.jobs import pictures_in
+
+        for module in ("PIL", "tifffile", "imagecodecs"):
+            require(module)
+        for folder in map(Path, wanted.originals):
+            next(pictures_in(folder, recursive=False))
 
 
 def _refuse_opset(wanted: Wanted) -> None:
@@ -320,7 +369,7 @@ def _with_quantisation(
 ) -> ArtefactReport:
     """The report with what is in int8, and whence the ranges come."""
     facts: dict[str, int | str] = {
-        "int8_target": target,
+        INT8_FOR: target,
         "int8_layers": len(quantised.plan.inputs),
         "int8_share": f"{quantised.share:.1%} of the multiply-accumulates",
         "ranges": "; ".join(quantised.notes),

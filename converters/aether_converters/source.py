@@ -13,10 +13,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from aether_converters.card import ModelCard, card_in
-from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
+from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inspection import CheckpointInfo, describe_network
-from aether_spandrel.network import Network, fuse, read_network
+from aether_spandrel.model_folder import read_model
+from aether_spandrel.network import Network, fuse
 from aether_spandrel.publishing import fused_state_dict
 
 
@@ -68,8 +69,8 @@ def read_source(path: str | Path, **constants: Unpack[Constants]) -> Source:
     Raises:
         CheckpointError: The file cannot be read or is no AetherNet.
     """
-    path = Path(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint, network = read_model(path, **constants)
+    path = checkpoint.path or Path(path)
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):
@@ -78,6 +79,6 @@ def read_source(path: str | Path, **constants: Unpack[Constants]) -> Source:
         path=path,
         sha256=digest.hexdigest(),
         checkpoint=checkpoint,
-        network=read_network(checkpoint, **constants),
+        network=network,
         card=card_in(checkpoint.metadata),
     )

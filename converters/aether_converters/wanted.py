@@ -38,6 +38,8 @@ class Choices(Constants, total=False):
     engine: EngineOptions | None
     report: bool
     pictures: Sequence[str | Path]
+    originals: Sequence[str | Path]
+    kept: str | Path | None
     card: ModelCard | None
 
 
@@ -58,6 +60,8 @@ class Wanted:
         report: Write `report.html` and `report.json` too, with parts of pictures and speed. A
             report is replaced by a newer one.
         pictures: Picture files and folders that the report shows; none for a bundled one.
+        originals: Folders of originals on which the files are evaluated; see `evaluate`.
+        kept: Where figures of these are kept, and found again; None: nowhere.
         card: Whose the model is; what it leaves open is taken from the source's metadata.
         constants: Values that no tensor carries, such as `res_scale=0.15`.
     """
@@ -73,13 +77,15 @@ class Wanted:
     engine: EngineOptions | None = None
     report: bool = False
     pictures: Sequence[str | Path] = ()
+    originals: Sequence[str | Path] = ()
+    kept: str | Path | None = None
     card: ModelCard | None = None
     constants: Constants = field(default_factory=lambda: Constants())
 
     @property
     def reads(self) -> tuple[str | Path, ...]:
         """Files and folders that are read beside the source."""
-        return (*self.pictures, *(self.int8.calibration if self.int8 else ()))
+        return (*self.pictures, *self.originals, *(self.int8.calibration if self.int8 else ()))
 
     @classmethod
     def of(cls, choices: Choices) -> Wanted:

@@ -9,11 +9,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import huggingface_hub.utils
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aether_converters.card import ModelCard, card_in
+import aether_spandrel
+from aether_converters import Comparing, evaluate, upscale
+from aether_converters.card import ModelCard, Training, card_in
 from aether_converters.command_line.main import main
 from aether_converters.publishing import demo as demonstration
 from aether_converters.publishing.model_card import markdown_card
@@ -69,9 +74,13 @@ def test_a_release_has_all_that_people_publish(folder: Path):
         [
             *MODELS,
             "2x-My-Model.json",
+            "2x_My_Model_1_LR.png",
+            "2x_My_Model_1_SR.png",
             "2x_My_Model_comparison.png",
             "README.md",
             "SHA256SUMS",
+            "config.json",
+            "model.safetensors",
             "report.html",
             "report.json",
         ]
@@ -80,11 +89,22 @@ def test_a_release_has_all_that_people_publish(folder: Path):
     assert size == (2 * (2 * 288 + 2), 2 * 192)
 
 
+def test_the_folder_is_read_back_as_a_hub_gives_it(folder: Path):
+    picture = torch.rand(1, 3, 9, 11)
+    found, said = aether_spandrel.load(folder), aether_spandrel.inspect(folder)
+    expected = aether_spandrel.load(folder / "2x_My_Model_fp32.safetensors")(picture)
+    torch.testing.assert_close(found(picture), expected, rtol=0, atol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["scale"], config["depths"]) == (said.config.scale, [2, 1])
+
+
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
 def test_the_checksums_are_checked_by_sha256sum(folder: Path):
     result = checked(folder)
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.splitlines()) == [f"{name}: OK" for name in MODELS]
+    assert sorted(result.stdout.splitlines()) == sorted(
+        f"{name}: OK" for name in (*MODELS, "model.safetensors")
+    )
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
@@ -151,6 +171,7 @@ def test_the_entry_is_one_that_openmodeldb_takes(folder: Path):
     assert entry["description"] == entry["description"].strip()
     platforms = {"pth": "pytorch", "safetensors": "pytorch", "onnx": "onnx"}
     files = {path.stat().st_size: path for path in folder.iterdir()}
+    assert entry["images"] == []  # nobody said where they will be
     assert len(entry["resources"]) == len(MODELS)
     for resource in entry["resources"]:
         assert resource["platform"] == platforms[resource["type"]]
@@ -278,3 +299,202 @@ def test_the_demo_converts_enlarges_and_says_where_to_look(
     assert Image.open(out / "coffee_2x.png").size == (600, 400)
     assert "license: mit" in (out / "README.md").read_text("utf-8")
     assert (out / "2x-aether-sample.json").exists()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with figures on five pictures of a known set, and on two that are none."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name, pictures in (("Set5", 5), ("Set14", 2)):
+        (folder / name).mkdir()
+        for number in range(pictures):
+            noise = Image.effect_noise((40, 36), 60 + number).convert("RGB")
+            noise.save(folder / name / f"{number}.png")
+    command = ["release", str(saved(folder / "tiny.pth")), "--out", str(folder / "out")]
+    command += ["--name", "My_Model", "--originals", str(folder / "Set5"), str(folder / "Set14")]
+    assert main([*command, "--kept", str(folder / "kept.jsonl")]) == 0
+    return folder
+
+
+def test_the_figures_of_a_release_are_those_of_evaluate(measured: Path):
+    facts = json.loads((measured / "out" / "report.json").read_text())
+    whole, part = facts["evaluations"]
+    assert (whole["name"], part["name"]) == ("Set5", "2 pictures of Set14")
+    # A twin that runs the same weights in the same program is not measured again.
+    names = ["2x_My_Model_fp32.pth", "2x_My_Model_fp16.pth"]
+    names += ["2x_My_Model_fp32.onnx", "2x_My_Model_fp16.onnx"]
+    assert [file["path"] for file in whole["files"]] == names
+    found = evaluate([measured / "out" / names[0]], Comparing(originals=measured / "Set5"))
+    assert found.files[0].mean is not None
+    expected = vars(found.files[0].mean)
+    assert whole["files"][0]["mean"] == expected
+    card = (measured / "out" / "README.md").read_text("utf-8")
+    row = f"| Set5 | by bicubic-matlab | `{names[0]}` | {expected['psnr']:.2f} dB | "
+    assert row in card
+    page = (measured / "out" / "report.html").read_text("utf-8")
+    assert "Against originals" in page
+    assert f"{expected['psnr_y']:.2f} dB" in page
+    assert len((measured / "kept.jsonl").read_text().split()) > 0
+
+
+def test_the_card_is_one_that_the_hub_takes(measured: Path):
+    """As huggingface_hub reads it; its own check asks the network."""
+    card = huggingface_hub.ModelCard((measured / "out" / "README.md").read_text("utf-8"))
+    data: Any = card.data
+    assert (data.pipeline_tag, data.library_name) == ("image-to-image", "spandrel")
+    results = data.eval_results
+    assert [(r.dataset_type, r.dataset_name, r.metric_name) for r in results[:5]] == [
+        ("set5", "Set5, 2x", "PSNR"),
+        ("set5", "Set5, 2x", "SSIM"),
+        ("set5", "Set5, 2x", "PSNR on Y"),
+        ("set5", "Set5, 2x", "SSIM on Y"),
+        ("2-pictures-of-set14", "2 pictures of Set14, 2x", "PSNR"),
+    ]
+    assert results[0].task_type == "image-to-image"
+    assert results[0].metric_args == {
+        "file": "2x_My_Model_fp32.pth",
+        "lowres": "by bicubic-matlab",
+        "crop": 2,
+    }
+    mean = json.loads((measured / "out" / "report.json").read_text())["evaluations"][0]["files"][0]
+    assert results[0].metric_value == pytest.approx(mean["mean"]["psnr"], abs=1e-4)
+    assert data.model_name == "My_Model"
+
+
+def test_a_release_without_originals_claims_no_figure(folder: Path):
+    card = huggingface_hub.ModelCard((folder / "README.md").read_text("utf-8"))
+    assert "model-index" not in front_matter(card.content)
+    assert "## Figures" not in card.content
+    assert json.loads((folder / "report.json").read_text())["evaluations"] == []
+
+
+def test_originals_that_cannot_be_read_stop_a_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "none").mkdir()
+    command = ["release", str(saved(tmp_path / "tiny.pth")), "--out", str(tmp_path / "out")]
+    assert main([*command, "--originals", str(tmp_path / "none")]) == 1
+    assert "there is no picture in this folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "none" / "a.png").write_bytes(b"nothing")
+    command += ["--to", "pth", "--precision", "fp32"]
+    assert main([*command, "--originals", str(tmp_path / "none")]) == 1
+    assert "a.png" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of which all is said that can be, with a picture of its own."""
+    folder = tmp_path_factory.mktemp("placed")
+    noise = Image.effect_noise((33, 21), 60).convert("RGB")
+    noise.save(folder / "photo.png")
+    torch.save({"params": tiny().state_dict(), "iter": 5000, "epoch": 0}, folder / "net.pth")
+    command = ["release", str(folder / "net.pth"), "--out", str(folder / "out")]
+    command += ["--name", "My_Model", "--author", "A. Uthor", "--licence", "CC-BY-4.0"]
+    command += ["--tags", "photo", "--description", "Restores photographs."]
+    command += ["--pictures", str(folder / "photo.png"), "--hub", "uthor/my-model"]
+    command += ["--training", "batch-size=8", "hr_size=256", "otf=no", "dataset_size=800"]
+    command += ["dataset=uthor/photographs, other/set", "base=2x-Some-Model,other/some.model"]
+    assert main([*command, "--to", "safetensors,onnx", "--precision", "fp32"]) == 0
+    return folder / "out"
+
+
+FIELDS: dict[str, tuple[type | tuple[type, ...], bool]] = {
+    **dict.fromkeys(("name", "description", "date", "architecture"), (str, True)),
+    **dict.fromkeys(("author",), ((str, list), True)),
+    **dict.fromkeys(("tags", "resources", "images"), (list, True)),
+    **dict.fromkeys(("scale", "inputChannels", "outputChannels"), (int, True)),
+    **dict.fromkeys(("license", "dataset", "pretrainedModelG"), (str, False)),
+    **dict.fromkeys(("trainingIterations", "trainingEpochs", "trainingBatchSize"), (int, False)),
+    **dict.fromkeys(("trainingHRSize", "datasetSize"), (int, False)),
+    "trainingOTF": (bool, False),
+    "size": (list, False),
+}
+"""What the database's check (August 2026) takes: kind, and whether it must be there."""
+
+
+def test_the_entry_has_the_fields_of_a_training_and_no_other(placed: Path):
+    entry = json.loads((placed / "2x-My-Model.json").read_text())
+    for name, value in entry.items():
+        kind, _ = FIELDS[name]
+        assert value is None or isinstance(value, kind), name
+        assert type(value) is not int or value >= 1, name
+    assert all(entry.get(name) is not None for name, (_, needed) in FIELDS.items() if needed)
+    said = {name: value for name, value in entry.items() if "rain" in name or "ataset" in name}
+    assert said == {
+        "trainingIterations": 5000,  # as the file states; it states no epoch that is one
+        "trainingBatchSize": 8,
+        "trainingHRSize": 256,
+        "trainingOTF": False,
+        "dataset": "uthor/photographs, other/set",
+        "datasetSize": 800,
+        "pretrainedModelG": "2x-Some-Model",
+    }
+
+
+def test_where_a_release_will_be_gives_its_files_and_pictures_their_addresses(placed: Path):
+    entry = json.loads((placed / "2x-My-Model.json").read_text())
+    base = "https://huggingface.co/uthor/my-model/resolve/main/"
+    addresses = [url for resource in entry["resources"] for url in resource["urls"]]
+    (image,) = entry["images"]
+    assert image.pop("type") == "paired"
+    for address in (*addresses, *image.values()):
+        assert address.startswith(base)
+        assert (placed / address.removeprefix(base)).is_file()
+    small, large = (placed / image[name].removeprefix(base) for name in ("LR", "SR"))
+    pixels = np.asarray(Image.open(small))
+    found = upscale(placed / "model.safetensors", pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(large)), found)
+
+
+def test_the_card_names_what_the_hub_links(placed: Path):
+    data: Any = huggingface_hub.ModelCard((placed / "README.md").read_text("utf-8")).data
+    assert data.base_model == ["other/some.model"]
+    assert data.datasets == ["uthor/photographs", "other/set"]
+    assert data.license == "cc-by-4.0"
+    for name in (*data.base_model, *data.datasets):
+        huggingface_hub.utils.validate_repo_id(name)
+    card = (placed / "README.md").read_text("utf-8")
+    assert "| Trained, iterations | 5000 |" in card
+    assert "| Damaged on the fly | no |" in card
+
+
+def test_the_upload_is_named_and_left_to_its_author(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["release", str(saved(tmp_path / "tiny.pth")), "--out", str(tmp_path / "o p")]
+    command += ["--to", "pth", "--precision", "fp32"]
+    assert main([*command, "--hub", "uthor/my-model"]) == 0
+    said = capsys.readouterr().err
+    assert f"to upload it to Hugging Face: hf upload uthor/my-model '{tmp_path / 'o p'}' ." in said
+    assert "addresses" not in said
+    assert main([*command, "--force"]) == 0
+    assert "hf upload USER/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("--training", "losses=l1", "says nothing of a training"),
+        ("--training", "iterations", "says nothing of a training"),
+        ("--training", "iterations=0", "0 is not a whole number from 1 to"),
+        ("--training", "otf=maybe", "maybe is neither yes nor no"),
+        ("--hub", "my-model", "my-model is not of the form someone/my-model"),
+        ("--hub", "a/b/c", "a/b/c is not of the form someone/my-model"),
+    ],
+)
+def test_what_says_nothing_is_refused_at_once(
+    tmp_path: Path, option: str, value: str, answer: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main(["release", "tiny.pth", "--out", str(tmp_path / "out"), option, value])
+    assert answer in capsys.readouterr().err
+
+
+def test_a_file_states_how_long_it_was_trained():
+    assert card_in({"iter": 500, "epoch": 3}).training == Training(iterations=500, epochs=3)
+    assert card_in({"global_step": 7, "iter": True}).training == Training(iterations=7)
+    assert card_in({"iter": -1, "epoch": 10**30, "iteration": "9"}).training == Training()
+    said = ModelCard(training=Training(iterations=9)).or_else(card_in({"iter": 5, "epoch": 2}))
+    assert said.training == Training(iterations=9, epochs=2)

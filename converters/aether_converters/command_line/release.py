@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
@@ -11,14 +13,17 @@ from aether_converters.command_line.arguments import (
     card_options,
     checkpoint_options,
     file_options,
+    integer,
     name_part,
     named,
     paragraphs,
     picture_options,
+    said,
 )
 from aether_converters.command_line.int8_options import int8_arguments, int8_options
 from aether_converters.command_line.tables import print_report
 from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
+from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
     from aether_converters.publishing.releasing import Release
@@ -32,7 +37,10 @@ examples:
   aethernet release model.pth --out release/ --name MyModel
   aethernet release model.pth --out release/ --name MyModel --author "A. Uthor" \\
       --licence CC-BY-4.0 --description "Restores old photographs." --tags photo,restoration
+  aethernet release model.pth --out release/ --hub uthor/my-model \\
+      --training iterations=250000 batch_size=8 hr_size=256 dataset="DF2K, halved"
   aethernet release model.pth --out release/ --pictures photos/     shown on your own pictures
+  aethernet release model.pth --out release/ --originals Set5/HR Set14/HR       with PSNR and SSIM
 """
 
 
@@ -54,23 +62,105 @@ def add_release(commands: Any) -> None:
         default=(),
         help="comma-separated, such as photo,restoration; OpenModelDB's own",
     )
+    _training_arguments(command)
     file_options(command, default=None, said="what is installed, without trt")
     picture_options(command)
+    _figure_arguments(command)
     int8_arguments(command)
     checkpoint_options(command, strict=True)
+
+
+def _training_arguments(command: argparse.ArgumentParser) -> None:
+    """How the model was trained, and where it will be."""
+    command.add_argument(
+        "--training",
+        nargs="+",
+        type=_trained,
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"how it was trained: {', '.join(TRAINING)} (a model from whose weights it began; "
+        "default: iterations and epochs as its file states them)",
+    )
+    command.add_argument(
+        "--hub",
+        type=_hub_name,
+        metavar="USER/NAME",
+        help="where it will be on Hugging Face, for the files' addresses; nothing is uploaded",
+    )
+
+
+def _figure_arguments(command: argparse.ArgumentParser) -> None:
+    """How near the files come to originals."""
+    command.add_argument(
+        "--originals",
+        nargs="+",
+        type=named,
+        action=Files,
+        default=[],
+        metavar="FOLDER",
+        help="measure how near the files come to these pictures, as `evaluate` does; each folder "
+        "is a set by itself, and the figures go into card and report",
+    )
+    command.add_argument(
+        "--kept",
+        type=named,
+        metavar="FILE",
+        help="as for `evaluate`: add each figure to this file, and compute none again",
+    )
 
 
 def _tags(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text} is neither yes nor no")
+    return text == "yes"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in said(text).split(",") if part.strip())
+
+
+COUNT: Final = integer(1, 10**9 - 1)
+
+TRAINING: Final[Mapping[str, Callable[[str], object]]] = {
+    "iterations": COUNT,
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "hr_size": COUNT,
+    "otf": _yes_or_no,
+    "dataset": said,
+    "dataset_size": COUNT,
+    "base": _names,
+}
+"""How each field of `Training` is read."""
+
+
+def _trained(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    read = TRAINING.get(name.strip().replace("-", "_"))
+    if read is None or not value.strip():
+        raise argparse.ArgumentTypeError(
+            f"{text} says nothing of a training: it takes NAME=VALUE with {', '.join(TRAINING)}"
+        )
+    return name.strip().replace("-", "_"), read(value.strip())
+
+
+def _hub_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form someone/my-model")
+    return text
+
+
 def run(options: argparse.Namespace) -> int:
     """Release a model."""
-    from aether_converters.card import ModelCard
+    from aether_converters.card import ModelCard, Training
     from aether_converters.publishing.releasing import installed_formats, release
 
     formats = options.to or installed_formats()
-    steps = 5 + len(formats) * len(options.precision)
+    steps = 5 + len(formats) * len(options.precision) + len(options.originals)
     with progress("releasing", steps, quiet=options.quiet) as advance:
         made = release(
             options.model,
@@ -81,10 +171,14 @@ def run(options: argparse.Namespace) -> int:
                 licence=options.licence,
                 description=options.description,
                 tags=options.tags,
+                training=Training(**dict(options.training)),
             ),
+            hub=options.hub or "",
             to=formats,
             precision=options.precision,
             pictures=options.pictures,
+            originals=options.originals,
+            kept=options.kept,
             force=options.force,
             strict=options.strict,
             int8=int8_options(options),
@@ -102,6 +196,7 @@ def run(options: argparse.Namespace) -> int:
     print_rest(made)
     for text in made.missing:
         tell(f"to do: {text}")
+    tell(f"to upload it to Hugging Face: {made.upload}")
     return status
 
 

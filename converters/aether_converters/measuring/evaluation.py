@@ -121,9 +121,24 @@ class Evaluation:
     files: tuple[Figures, ...]
     faults: tuple[AetherError, ...]
 
+    @property
+    def complete(self) -> bool:
+        """Whether these are figures of a known set, of all its pictures."""
+        whole = self.originals == self.expected and not self.faults
+        return whole and all(len(file.pictures) == self.originals for file in self.files)
+
+    @property
+    def name(self) -> str:
+        """The known set that the figures are of, or how many pictures."""
+        some = f"{self.originals} picture{'s' * (self.originals != 1)}"
+        if self.complete:
+            return self.set_name
+        return f"{some} of {self.set_name}" if self.set_name else some
+
     def as_dict(self) -> dict[str, object]:
         """The figures as JSON-ready values."""
         return {
+            "name": self.name,
             "set": self.set_name,
             "originals": self.originals,
             "expected": self.expected,

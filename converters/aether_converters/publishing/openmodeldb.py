@@ -8,12 +8,15 @@ stays empty, which its own check then asks for.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 if TYPE_CHECKING:
+    from aether_converters.card import Training
     from aether_converters.reports.report import Report
 
 ARCHITECTURE: Final = "aethernet"
@@ -32,6 +35,20 @@ TAGS: Final = (
 """What a model is for, and what it is good at; those of the architecture come by themselves."""
 
 
+TRAINING: Final = {
+    "iterations": "trainingIterations",
+    "epochs": "trainingEpochs",
+    "batch_size": "trainingBatchSize",
+    "hr_size": "trainingHRSize",
+    "otf": "trainingOTF",
+    "dataset": "dataset",
+    "dataset_size": "datasetSize",
+}
+"""What the database calls the fields of `Training`; there is none for losses."""
+
+MODEL_ID: Final = re.compile(r"[0-9]+x-[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*")
+
+
 def model_id(name: str, scale: int) -> str:
     """The entry's identifier, such as 2x-My-Model; its file's name as well."""
     words = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")
@@ -44,8 +61,24 @@ def user_id(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def entry(report: Report, name: str, *, released: date) -> str:
-    """The JSON file, formatted as the database wants it."""
+def entry(
+    report: Report,
+    name: str,
+    *,
+    released: date,
+    address: str = "",
+    pairs: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The JSON file, formatted as the database wants it.
+
+    Args:
+        report: Of a conversion without failures.
+        name: Of the model.
+        released: When.
+        address: Where the files will be, ending with /; empty where that is not known, and then
+            neither they nor pictures have one.
+        pairs: Names of pictures, small and enlarged.
+    """
     card, config = report.card, report.source.config
     authors = [user for part in card.author.split(",") if (user := user_id(part))]
     fields: dict[str, object] = {
@@ -66,14 +99,26 @@ def entry(report: Report, name: str, *, released: date) -> str:
                 "type": artefact.format,
                 "size": artefact.bytes,
                 "sha256": artefact.sha256,
-                "urls": [],
+                "urls": [f"{address}{quote(os.fsencode(artefact.path.name))}"] if address else [],
             }
             for artefact in report.artefacts
             if artefact.format in PLATFORMS and not artefact.problem
         ],
-        "images": [],
+        **_training_fields(card.training),
+        "images": [
+            {"type": "paired", "LR": f"{address}{quote(small)}", "SR": f"{address}{quote(large)}"}
+            for small, large in (pairs if address else ())
+        ],
     }
     return json.dumps(fields, indent=4, ensure_ascii=False)
+
+
+def _training_fields(training: Training) -> dict[str, object]:
+    """What is known of the training."""
+    said = vars(training)
+    found = {key: said[name] for name, key in TRAINING.items() if said[name] not in (None, "")}
+    base = next((name for name in training.base if MODEL_ID.fullmatch(name)), None)
+    return {**found, **({"pretrainedModelG": base} if base else {})}
 
 
 def _database_tags(tags: Sequence[str]) -> list[str]:

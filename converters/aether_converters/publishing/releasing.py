@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import io
 import os
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -25,20 +27,26 @@ from aether_converters.atomic import (
 from aether_converters.card import ModelCard
 from aether_converters.conversion import convert
 from aether_converters.errors import require
+from aether_converters.measuring.exhibit import MOST_SCENES, exhibit_for, shown_pairs
 from aether_converters.measuring.figures import Pixels
 from aether_converters.plain_text import printable
 from aether_converters.publishing.model_card import markdown_card
 from aether_converters.publishing.openmodeldb import TAGS, entry, model_id
 from aether_converters.reports.files import FIGURES, PAGE
 from aether_converters.reports.report import Report
+from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Format
 from aether_converters.source import read_source
 from aether_converters.tensorrt.build import BuildProgress
 from aether_converters.tensorrt.sidecar import sidecar_path
 from aether_converters.wanted import Choices, Progress, Wanted
+from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.model_folder import CONFIG, MODEL, config_text
+from aether_spandrel.network import read_network
 
 CARD: Final = "README.md"
 CHECKSUMS: Final = "SHA256SUMS"
+ADDRESS: Final = "https://huggingface.co/{}/resolve/main/"
 GAP: Final = 4  # px, between the two halves of the picture
 ENLARGED: Final = 2  # times, so that px can be seen
 
@@ -59,12 +67,19 @@ class Release:
         report: What was measured.
         files: What was written beside the model files; none if one of these failed.
         missing: What only the author can say, in words.
+        hub: Where it will be on Hugging Face, such as someone/my-model; empty if that is not known.
     """
 
     folder: Path
     report: Report
     files: tuple[Path, ...]
     missing: tuple[str, ...]
+    hub: str = ""
+
+    @property
+    def upload(self) -> str:
+        """The command that uploads the folder, to be run by whoever may."""
+        return shlex.join(["hf", "upload", self.hub or "USER/NAME", str(self.folder), "."])
 
     def as_dict(self) -> dict[str, object]:
         """All of it as JSON-ready values."""
@@ -72,6 +87,7 @@ class Release:
             **self.report.as_dict(),
             "files": [str(file) for file in self.files],
             "missing": list(self.missing),
+            "upload": self.upload,
         }
 
 
@@ -90,6 +106,7 @@ def release(
     *,
     progress: Progress | None = None,
     build_progress: BuildProgress | None = None,
+    hub: str = "",
     **choices: Unpack[Choices],
 ) -> Release:
     """Convert a checkpoint and write all that is published with it.
@@ -102,6 +119,8 @@ def release(
         out: The folder, made if it is missing.
         progress: Called with a few words before each step.
         build_progress: Called while an engine is built.
+        hub: Where it will be on Hugging Face, such as someone/my-model, from which the addresses of
+            the files follow; empty if that is not known. Nothing is uploaded.
         **choices: As for `convert`. `to` is by default what everything is installed for; `card`
             is what the author says of the model, of which nothing is invented, and its name is
             part of the files' names; `pictures` are those to show it on, by default a bundled one.
@@ -119,10 +138,10 @@ def release(
     card = card.or_else(ModelCard(name=model_name(origin.path) or "aether"))
     places = _Places.of(folder, card.name, origin.network.config.scale)
     inputs = identities((*origin.files, *wanted.reads))
-    for file in (places.card, places.database, places.checksums, places.picture):
+    choices["to"] = choices.get("to") or installed_formats()
+    for file in (*places.always, *(places.hub if "safetensors" in choices["to"] else ())):
         refuse_input(file, inputs)
         refuse_existing(file, force=wanted.force)
-    choices["to"] = choices.get("to") or installed_formats()
     report = convert(
         source,
         folder,
@@ -134,23 +153,41 @@ def release(
         return Release(folder=folder, report=report, files=(), missing=())
     if progress is not None:
         progress(CARD)
-    written = _write_rest(report, places, force=wanted.force)
+    pictures = _pictures(report, places, wanted)
+    contents = {**_texts(report, places, pictures, hub), **pictures}
+    for file, content in contents.items():
+        with complete_or_nothing(file, force=wanted.force) as partial:
+            partial.path.write_bytes(content)
     return Release(
         folder=folder,
         report=report,
-        files=(*written, folder / PAGE, folder / FIGURES),
-        missing=tuple(_missing(report.card, places.database)),
+        files=(*contents, folder / PAGE, folder / FIGURES),
+        missing=tuple(_missing(report.card, places.database, hub)),
+        hub=hub,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Where what lies beside the model files goes."""
+    """Where what lies beside the model files goes.
+
+    Attributes:
+        hub: The model and its description under the names that hubs know.
+        pairs: Small and enlarged pictures, as many as there may be.
+    """
 
     picture: Path
     card: Path
     database: Path
     checksums: Path
+    hub: tuple[Path, Path]
+    pairs: tuple[tuple[Path, Path], ...]
+
+    @property
+    def always(self) -> tuple[Path, ...]:
+        """Those of every release."""
+        pictures = [picture for pair in self.pairs for picture in pair]
+        return (self.card, self.database, self.checksums, self.picture, *pictures)
 
     @classmethod
     def of(cls, folder: Path, name: str, scale: int) -> _Places:
@@ -160,44 +197,92 @@ class _Places:
             card=folder / CARD,
             database=folder / f"{model_id(name, scale)}.json",
             checksums=folder / CHECKSUMS,
+            hub=(folder / MODEL, folder / CONFIG),
+            pairs=tuple(
+                (folder / f"{start}_LR.png", folder / f"{start}_SR.png")
+                for start in (f"{scale}x_{name}_{number}" for number in range(1, 1 + MOST_SCENES))
+            ),
         )
 
 
-def _write_rest(report: Report, places: _Places, *, force: bool) -> list[Path]:
-    """Write what lies beside the model files; returns where."""
-    contents: dict[Path, bytes] = {}
-    if report.scenes:
-        scene = report.scenes[0]
-        contents[places.picture] = _side_by_side(scene.bicubic, scene.source)
-    shown = places.picture.name if report.scenes else ""
-    made_by = f"aether-spandrel {version('aether-spandrel')}"
+def _texts(
+    report: Report, places: _Places, pictures: Collection[Path], hub: str
+) -> dict[Path, bytes]:
+    """Card, entry, checksums, and what hubs want under their own names."""
     name = printable(report.card.name)
-    contents[places.card] = markdown_card(report, picture=shown, made_by=made_by).encode()
-    contents[places.database] = entry(report, name, released=date.today()).encode()
-    contents[places.checksums] = os.fsencode(_checksums(report))
-    for file, content in contents.items():
-        with complete_or_nothing(file, force=force) as partial:
-            partial.path.write_bytes(content)
-    return list(contents)
+    as_hubs = dict(zip(places.hub, _as_hubs_have_it(report), strict=False))
+    return {
+        places.card: markdown_card(
+            report,
+            picture=places.picture.name if places.picture in pictures else "",
+            made_by=f"aether-spandrel {version('aether-spandrel')}",
+        ).encode(),
+        places.database: entry(
+            report,
+            name,
+            released=date.today(),
+            address=ADDRESS.format(hub) if hub else "",
+            pairs=[(small.name, large.name) for small, large in places.pairs if small in pictures],
+        ).encode(),
+        **as_hubs,
+        places.checksums: os.fsencode(_checksums(report, as_hubs)),
+    }
+
+
+def _pictures(report: Report, places: _Places, wanted: Wanted) -> dict[Path, bytes]:
+    """The picture of the card, and pairs of small and enlarged pictures."""
+    if not report.scenes:
+        return {}
+    found = {places.picture: _side_by_side(report.scenes[0].bicubic, report.scenes[0].source)}
+    runs_here = [artefact.path for artefact in report.artefacts if artefact.passed]
+    if not runs_here:
+        return found
+    from aether_converters.pictures.arrays import upscale
+
+    config, upscaler = report.source.config, open_upscaler(runs_here[0])
+    scenes = exhibit_for(config, shown_pairs(config, wanted.pictures)).scenes
+    for scene, (small, large) in zip(scenes, places.pairs, strict=False):
+        planes = np.rint(255 * scene.image[0].transpose(1, 2, 0)).astype(np.uint8)
+        pixels = planes if planes.shape[2] > 1 else planes[..., 0]
+        found |= {small: _png(pixels), large: _png(upscale(upscaler, pixels))}
+    return found
+
+
+def _as_hubs_have_it(report: Report) -> tuple[bytes, ...]:
+    """A safetensors file, the most precise one, and what `config.json` says of it; or nothing."""
+    written = [artefact for artefact in report.artefacts if artefact.format == "safetensors"]
+    for artefact in sorted(written, key=lambda artefact: artefact.precision != "fp32")[:1]:
+        network = read_network(read_checkpoint(artefact.path))
+        return artefact.path.read_bytes(), config_text(network).encode()
+    return ()
 
 
 def _side_by_side(left: Pixels, right: Pixels) -> bytes:
     """A PNG file of both, a white line between them."""
-    images: Any = require("PIL.Image")
     line = np.full((left.shape[0], GAP // ENLARGED, 3), 255, np.uint8)
     whole = np.concatenate([left, line, right], axis=1)
-    whole = whole.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    return _png(whole.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1))
+
+
+def _png(pixels: Pixels) -> bytes:
+    images: Any = require("PIL.Image")
     content = io.BytesIO()
-    images.fromarray(whole).save(content, format="PNG", optimize=True)
+    images.fromarray(pixels).save(content, format="PNG", optimize=True)
     return content.getvalue()
 
 
-def _checksums(report: Report) -> str:
-    """What `sha256sum -c` reads: the model files and what lies beside engines.
+def _checksums(report: Report, as_hubs: Mapping[Path, bytes]) -> str:
+    """What `sha256sum -c` reads: the model files, and what lies beside engines.
+
+    `as_hubs` has the one under the name that hubs know, where there is one.
 
     The report and the model card may be changed later and are left out.
     """
-    lines: list[str] = []
+    lines = [
+        _checksum(file.name, hashlib.sha256(content).hexdigest())
+        for file, content in as_hubs.items()
+        if file.name == MODEL
+    ]
     for artefact in report.artefacts:
         lines.append(_checksum(artefact.path.name, artefact.sha256))
         lines += [_checksum(file.path.name, file.sha256) for file in artefact.companions]
@@ -217,7 +302,7 @@ def _checksum(name: str, digest: str) -> str:
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}"
 
 
-def _missing(card: ModelCard, database: Path) -> list[str]:
+def _missing(card: ModelCard, database: Path, hub: str) -> list[str]:
     """What only the author can say, and how."""
     unsaid = (
         (card.licence, "the licence was not stated, so nobody may use the model: --licence"),
@@ -229,5 +314,9 @@ def _missing(card: ModelCard, database: Path) -> list[str]:
     unknown = [tag for tag in card.tags if tag not in TAGS]
     if unknown:
         found.append(f"OpenModelDB has no tags {', '.join(unknown)}, which its entry leaves out")
-    found.append(f"the addresses of the files (urls) are for you to fill in: {database.name}")
+    if not hub:
+        found.append(
+            f"the addresses of the files (urls) are for you to fill in: {database.name}; "
+            "or say with --hub where they will be"
+        )
     return found

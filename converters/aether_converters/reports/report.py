@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from aether_converters.card import ModelCard
 from aether_converters.int8.sensitivity import Cost
@@ -12,6 +12,9 @@ from aether_converters.measuring.effort import Effort
 from aether_converters.measuring.figures import ArtefactReport, SceneViews
 from aether_converters.reports.programs import chosen_files
 from aether_spandrel.inspection import CheckpointInfo
+
+if TYPE_CHECKING:
+    from aether_converters.measuring.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class Report:
         effort: What it has to compute.
         artefacts: What was measured of each.
         scenes: What the source makes of the parts of pictures that a report shows.
+        evaluations: How near artefacts come to originals, one for each folder of these.
         costs: By int8 target, what each layer costs, where that was asked for.
     """
 
@@ -38,6 +42,7 @@ class Report:
     effort: Effort
     artefacts: tuple[ArtefactReport, ...]
     scenes: tuple[SceneViews, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict[str, tuple[Cost, ...]])
 
     @property
@@ -61,6 +66,7 @@ class Report:
             "scenes": [scene.as_dict() for scene in self.scenes],
             "programs": [choice.as_dict() for choice in chosen_files(self.artefacts)],
             "artefacts": [artefact.as_dict() for artefact in self.artefacts],
+            "evaluations": [evaluation.as_dict() for evaluation in self.evaluations],
             "sensitivity": {
                 target: [cost.as_dict() for cost in costs] for target, costs in self.costs.items()
             },

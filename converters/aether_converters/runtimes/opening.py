@@ -17,6 +17,7 @@ from aether_converters.runtimes.upscaler import (
     format_of,
 )
 from aether_spandrel.constants import Constants
+from aether_spandrel.model_folder import model_file
 
 HOLD_CONSTANTS: Final[Mapping[Format, str]] = {
     "onnx": "ONNX file",
@@ -40,7 +41,7 @@ def open_upscaler(
     """Open a `.pth`, `.safetensors`, `.onnx`, `.engine` or `.param` file to be run.
 
     Args:
-        path: The file.
+        path: The file; or a folder as for `aether_spandrel.load`.
         format: Its format where the name does not tell.
         device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU;
             for NCNN `cpu` or `vulkan`.
@@ -58,7 +59,7 @@ def open_upscaler(
         MissingExtraError: The runtime for this format is not installed.
     """
     path = Path(path)
-    chosen = format or format_of(path)
+    chosen = format or format_of(model_file(path))
     if chosen != "onnx" and provider is not None:
         refuse_provider(provider, path)
     if chosen not in HOLD_CONSTANTS:

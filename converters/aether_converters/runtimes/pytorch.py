@@ -30,10 +30,10 @@ from aether_converters.runtimes.upscaler import (
     precision_name,
 )
 from aether_core import AetherConfig, AetherNet
-from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inference import FastAetherNet, build_network
-from aether_spandrel.network import Network, float_weights, fuse, read_network
+from aether_spandrel.model_folder import read_model
+from aether_spandrel.network import Network, float_weights, fuse
 
 if TYPE_CHECKING:  # importing it takes seconds, which files do without
     from spandrel import ImageModelDescriptor
@@ -59,8 +59,8 @@ def open_checkpoint(
         CheckpointError: It cannot be read or is no AetherNet.
         ModelError: The device is not there, or the network cannot be computed in the dtype.
     """
-    checkpoint = read_checkpoint(path)
-    network = read_network(checkpoint, **constants)
+    checkpoint, network = read_model(path, **constants)
+    path = checkpoint.path or path
     refuse_dtype(dtype, path, fits_float16=network.fits_float16)
     upscaler = _running(_moved(fuse(network), device, path).to(PRECISIONS[dtype]), path)
     return replace(
