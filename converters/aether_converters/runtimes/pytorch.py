@@ -40,7 +40,7 @@ from aether_core import AetherConfig, AetherNet
 from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inference import FastAetherNet, build_network
-from aether_spandrel.network import Network, float_weights, fuse, read_network
+from aether_spandrel.network import Network, float_weights, fuse, is_aethernet, read_network
 
 if TYPE_CHECKING:  # importing it takes seconds, which files do without
     from spandrel import ImageModelDescriptor
@@ -64,6 +64,12 @@ def open_checkpoint(
         ModelError: The device is not there, or the network cannot be computed in the dtype.
     """
     checkpoint = read_checkpoint(path)
+    if not constants and not is_aethernet(checkpoint):
+        from aether_converters.runtimes.other_networks import open_other  # and all of spandrel
+        from aether_spandrel.architectures import architecture_of
+
+        if architecture_of(checkpoint):
+            return open_other(checkpoint, path, format, device, dtype)
     network = read_network(checkpoint, **constants)
     chosen = chosen_device(device)
     refuse_device(chosen.device, path)
