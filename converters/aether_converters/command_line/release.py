@@ -6,18 +6,16 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
-    CHECKPOINT,
     add_command,
-    card_options,
-    checkpoint_options,
-    file_options,
     name_part,
     named,
     paragraphs,
-    picture_options,
 )
-from aether_converters.command_line.int8_options import int8_arguments, int8_options
-from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.conversion_options import (
+    conversion_arguments,
+    conversion_choices,
+)
+from aether_converters.command_line.tables import print_page, print_report
 from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
 
 if TYPE_CHECKING:
@@ -33,18 +31,18 @@ examples:
   aethernet release model.pth --out release/ --name MyModel --author "A. Uthor" \\
       --licence CC-BY-4.0 --description "Restores old photographs." --tags photo,restoration
   aethernet release model.pth --out release/ --pictures photos/     shown on your own pictures
+  aethernet release model.pth --out release/ --precision fp32,fp16,int8 --int8-target cpu
 """
 
 
 def add_release(commands: Any) -> None:
     """The command and its arguments."""
     command = add_command(commands, "release", run, "make a folder to publish", RELEASE)
-    command.add_argument("model", type=named, help=CHECKPOINT)
+    conversion_arguments(command, default=None, said="what is installed, without trt")
     command.add_argument("--out", type=named, metavar="FOLDER", required=True)
     command.add_argument(
         "--name", type=name_part, help="of the model (default: from the file's name)"
     )
-    card_options(command)
     command.add_argument(
         "--description", type=paragraphs, default="", help="what the model is for, in Markdown"
     )
@@ -54,10 +52,6 @@ def add_release(commands: Any) -> None:
         default=(),
         help="comma-separated, such as photo,restoration; OpenModelDB's own",
     )
-    file_options(command, default=None, said="what is installed, without trt")
-    picture_options(command)
-    int8_arguments(command)
-    checkpoint_options(command, strict=True)
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -69,27 +63,23 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.card import ModelCard
     from aether_converters.publishing.releasing import installed_formats, release
 
-    formats = options.to or installed_formats()
+    choices = conversion_choices(options)
+    choices["to"] = formats = options.to or installed_formats()
+    choices["card"] = ModelCard(
+        name=options.name or "",
+        author=options.author,
+        licence=options.licence,
+        description=options.description,
+        tags=options.tags,
+    )
     steps = 5 + len(formats) * len(options.precision)
     with progress("releasing", steps, quiet=options.quiet) as advance:
         made = release(
             options.model,
             options.out,
-            card=ModelCard(
-                name=options.name or "",
-                author=options.author,
-                licence=options.licence,
-                description=options.description,
-                tags=options.tags,
-            ),
-            to=formats,
-            precision=options.precision,
-            pictures=options.pictures,
-            force=options.force,
-            strict=options.strict,
-            int8=int8_options(options),
             progress=advance,
             build_progress=advance.detail,
+            **choices,
             **options.constants,
         )
     if options.json:
@@ -98,10 +88,11 @@ def run(options: argparse.Namespace) -> int:
     status = print_report(made.report, options, kept="written", dropped="not kept")
     if made.report.failed:
         tell("nothing else was written but the report")
-        return status
-    print_rest(made)
-    for text in made.missing:
-        tell(f"to do: {text}")
+    else:
+        print_rest(made)
+        for text in made.missing:
+            tell(f"to do: {text}")
+    print_page(made.folder, made.report, options)
     return status
 
 
