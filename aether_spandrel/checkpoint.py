@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, cast
 
@@ -252,11 +253,19 @@ def _plain_key(key: str) -> str:
 
 
 def _any_tensors(content: object) -> list[_Place]:
-    return [
+    places = [
         _Place(keys=keys, prefix="", entries={str(k): v for k, v in entries.items()})
+        for keys, entries in islice(_with_tensors(content), MOST_NETWORKS)
+    ]
+    return sorted(places, key=lambda place: not place.averaged)[:1]
+
+
+def _with_tensors(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[object, object]]]:
+    return (
+        (keys, entries)
         for keys, entries in _dictionaries(content)
         if any(isinstance(value, (Tensor, Unread)) for value in entries.values())
-    ][:1]
+    )
 
 
 def _dictionaries(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[object, object]]]:

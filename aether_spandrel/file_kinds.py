@@ -35,6 +35,10 @@ SAVE_AS_PNG: Final = (
     "if this is the picture that was meant, save it as PNG in a program that shows it"
 )
 DOWNLOAD: Final = "download the file itself: this is a page about it, or says why there is none"
+FRAMES: Final = (
+    "ffmpeg -i video.mp4 frames/%06d.png makes pictures of its frames, which can be enlarged; "
+    "docs/video.md has the way back, with the sound, and the one through VapourSynth"
+)
 
 KINDS: Final = (
     _kind(
@@ -70,7 +74,7 @@ KINDS: Final = (
     _kind("an icon", rb"\0\0[\x01\x02]\0[^\0]\0"),
     _kind("a PNM picture", rb"P[1-7]\s"),
     _kind("a PDF document", rb"%PDF-"),
-    _kind("a video", rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI "),
+    _kind("a video", rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", FRAMES),
     _kind("a safetensors file", rb".{3}\0{5}\{"),
     _kind("a zip archive, perhaps a PyTorch file", rb"PK(\x03\x04|\x05\x06)"),
     _kind("a pickle", rb"\x80[\x02-\x05]"),

@@ -45,10 +45,20 @@ def read_model(path: str | Path, **constants: Unpack[Constants]) -> tuple[Checkp
     """
     path = Path(path)
     checkpoint = read_checkpoint(model_file(path))
+    return checkpoint, network_of(checkpoint, path, **constants)
+
+
+def network_of(checkpoint: Checkpoint, path: Path, **constants: Unpack[Constants]) -> Network:
+    """The network of a checkpoint that was read from a path: a file, or a folder with it.
+
+    Raises:
+        CheckpointError: It is no AetherNet, or the folder's `config.json` cannot be used or
+            contradicts it.
+    """
     network = read_network(checkpoint, **constants)
     if _is_folder(path) and os.path.lexists(path / CONFIG):
         _compare(path / CONFIG, network)
-    return checkpoint, network
+    return network
 
 
 def model_file(path: Path) -> Path:

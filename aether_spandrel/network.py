@@ -185,12 +185,12 @@ def _recognised(checkpoint: Checkpoint, chosen: str | None) -> Revision:
     """The revision whose keys these are, or the one of the same keys that was chosen."""
     revision = find_revision(checkpoint.entries)
     if revision is None:
-        raise _no_aethernet(checkpoint.state_dict)
+        raise _no_aethernet(checkpoint)
     if REVISION_KEY in checkpoint.state_dict:
         raise CheckpointError(
             "this file names a revision that this version does not know",
             key=REVISION_KEY,
-            advice="update with: pip install --upgrade aether-spandrel",
+            advice="install a newer aether-spandrel, the way this one was installed",
         )
     return revision if chosen is None else _chosen_revision(chosen, revision)
 
@@ -312,12 +312,22 @@ def _chosen_revision(name: str, found: Revision) -> Revision:
     return next(row for row in REVISIONS if row.name == name)
 
 
-def _no_aethernet(tensors: Entries) -> CheckpointError:
+def _no_aethernet(checkpoint: Checkpoint) -> CheckpointError:
+    from aether_spandrel.architectures import architecture_of  # all of spandrel, for an error alone
+
+    if other := architecture_of(checkpoint):
+        return CheckpointError(
+            "this is a network of another architecture",
+            expected="an AetherNet",
+            found=f"{other}, as spandrel tells",
+            advice="aethernet upscale enlarges pictures with it; what is converted, verified and "
+            "inspected here is AetherNet alone",
+        )
     return CheckpointError(
         "this is not an AetherNet checkpoint of a known revision",
         expected="conv_first and conv_last, and blocks under layers.0.0 (G1) or stages.0.0 "
         "(G2 to G5)",
-        found=", ".join(key[:60] for key in list(tensors)[:4]) + " ...",
+        found=", ".join(key[:60] for key in list(checkpoint.state_dict)[:4]) + " ...",
         advice="if another program loads it, it is another architecture",
     )
 

@@ -14,6 +14,7 @@ ROOT: Final = Path(__file__).parent.parent
 FLOORS: Final[tuple[tuple[str, ...], ...]] = (
     ("aether_core",),
     ("aether_spandrel",),
+    ("installation",),
     ("errors", "plain_text", "sample"),
     ("atomic", "card"),
     ("source",),

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from aether_converters.installation import install_line
 from aether_spandrel.errors import AetherError
 
 
@@ -98,5 +99,5 @@ def require(module: str) -> ModuleType:
         raise MissingExtraError(
             f"this needs the Python package {module}, which cannot be imported",
             found=str(error),
-            advice=f'pip install "aether-spandrel[{extra}]"',
+            advice=install_line(extra),
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from aether_converters.command_line.arguments import FORMATS, PRECISIONS
+from aether_converters.command_line.conversion_options import FORMATS, PRECISIONS
 from aether_converters.command_line.upscale import IMAGE_FORMATS
 from aether_converters.measuring.exhibit import RUNTIMES
 from aether_converters.pictures.formats import ImageFormat

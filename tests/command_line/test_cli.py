@@ -15,6 +15,7 @@ from PIL import Image
 
 from aether_converters.command_line.arguments import seconds
 from aether_converters.command_line.main import main
+from aether_converters.installation import install_line
 from aether_converters.pictures.picture import Picture, to_float
 from aether_converters.pictures.reading import read_picture
 from tests.support.tiny import tiny
@@ -119,7 +120,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(checkpoint: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "this needs the Python package rich" in done.stderr
-    assert 'next      pip install "aether-spandrel[convert]"' in done.stderr
+    assert f"next      {install_line('convert')}\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -27,9 +27,9 @@ from aether_converters.doctor.programs import (
     ProgramPython,
     Surroundings,
     find_programs,
-    requirement,
     start_up_files,
 )
+from aether_converters.installation import requirement
 from aether_converters.tensorrt.driver import probe_driver
 from tests.support import golden_cases
 from tests.support.tiny import tiny

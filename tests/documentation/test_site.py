@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_converters.installation import wheel_name
+
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*DOCS.glob("*.md"), *ROOT.glob("*.md")]
@@ -29,6 +31,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
     pages = [page.read_text("utf-8") for page in tmp_path.glob("*.html")]
     loaded = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="(?:https?:)?//')
     assert not any(loaded.search(page) for page in pages), "a page loads from elsewhere"
+    assert all("copybutton.js" in page for page in pages), "nothing copies a command"
+    for door in ("I use ChaiNNer or ComfyUI", "I release models", "I write Python"):
+        assert f"<h2>{door}" in index
 
 
 @pytest.mark.parametrize("package", ["aether_spandrel", "aether_converters", "aether_core"])
@@ -73,3 +78,23 @@ def test_pages_name_the_parts_that_can_be_installed():
         text = page.read_text("utf-8")
         for named in re.findall(r"(?:aether-spandrel|\"\.|'\.| \.)\[([\w,-]+)\]", text):
             assert set(named.split(",")) <= parts, f"{page.name}: {named}"
+
+
+def test_pages_name_the_wheel_of_this_version():
+    named = {
+        wheel
+        for page in PAGES
+        for wheel in re.findall(
+            r"aether_spandrel-[\w.]+-py3-none-any\.whl", page.read_text("utf-8")
+        )
+    }
+    assert named == {wheel_name()}
+
+
+def test_lines_to_be_pasted_stay_whole_on_the_page_of_chainner():
+    """At 1280 px a line of code within a list has room for 86 characters, as was looked at."""
+    page = (DOCS / "chainner.md").read_text("utf-8")
+    blocks = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    assert any("pip install" in line for line in lines)
+    assert max(map(len, lines)) <= 86

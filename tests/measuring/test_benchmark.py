@@ -22,6 +22,7 @@ from aether_converters.command_line.main import main
 from aether_converters.conversion import convert
 from aether_converters.errors import ModelError
 from aether_converters.graphs.macs import graph_macs, module_macs
+from aether_converters.installation import install_line
 from aether_converters.measuring.benchmark import (
     Case,
     PeakProduct,
@@ -464,7 +465,7 @@ def test_a_missing_matplotlib_is_named_before_anything_is_measured(tmp_path: Pat
     assert done.stderr == (
         "error: this needs the Python package matplotlib, which cannot be imported\n"
         "  found     gone\n"
-        '  next      pip install "aether-spandrel[bench]"\n'
+        f"  next      {install_line('bench')}\n"
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from aether_converters.errors import ImageError
 from aether_converters.pictures.reading import read_picture
 from aether_converters.pictures.writing import write_picture
 from tests.support.pictures import (
@@ -490,3 +491,12 @@ def test_an_interlaced_png_without_its_last_passes_is_refused(tmp_path: Path) ->
     content = png_of(noise(9, 9, 3), 8, 2, interlaced=True, cut=20)
     (tmp_path / "a.png").write_bytes(content)
     assert "some of its pixels are missing" in read_error(tmp_path / "a.png")
+
+
+def test_a_video_is_told_how_its_frames_are_enlarged(tmp_path: Path):
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(40))
+    with pytest.raises(ImageError, match="this is not a picture that can be read") as refusal:
+        read_picture(tmp_path / "clip.mp4")
+    assert refusal.value.found == "a video"
+    assert "ffmpeg -i video.mp4 frames/%06d.png" in str(refusal.value.advice)
+    assert "docs/video.md" in str(refusal.value.advice)

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.utils
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,12 @@ import aether_spandrel
 from aether_converters import Comparing, evaluate, upscale
 from aether_converters.card import ModelCard, Training, card_in
 from aether_converters.command_line.main import main
+from aether_converters.installation import (
+    is_public,
+    public_requirement,
+    wheel_line,
+    wheel_name,
+)
 from aether_converters.publishing import demo as demonstration
 from aether_converters.publishing.model_card import markdown_card
 from aether_converters.publishing.openmodeldb import TAGS, model_id, user_id
@@ -49,8 +56,29 @@ def saved(path: Path, **metadata: str) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     made = release(saved(folder / "tiny.pth"), folder / "out", card=SAID)
-    assert [text for text in made.missing if "urls" not in text] == []
+    said = [text for text in made.missing if "urls" not in text]
+    assert [text for text in said if ".whl" not in text] == []
+    assert bool(said) != is_public()
     return folder / "out"
+
+
+def test_the_card_names_no_package_that_nobody_can_install(folder: Path, tmp_path: Path):
+    card = (folder / "README.md").read_text("utf-8")
+    told = re.findall(r"pip install ([^`]+)`", card)
+    assert set(told) == {public_requirement(), public_requirement("convert")}
+    assert (f"`{wheel_name()}`\nlies beside this card" in card) != is_public()
+    assert str(Path(__file__).parents[2]) not in card, "a folder of the author's"
+    made = release(saved(tmp_path / "tiny.pth"), tmp_path, card=SAID, to=["pth"])
+    (tmp_path / wheel_name()).touch()
+    again = release(tmp_path / "tiny.pth", tmp_path, card=SAID, to=["pth"], force=True)
+    assert set(made.missing) - set(again.missing) == (
+        set()
+        if is_public()
+        else {
+            f"aether-spandrel is not on PyPI, so that its wheel, {wheel_name()}, belongs beside "
+            f"the files: {wheel_line(tmp_path)}"
+        }
+    )
 
 
 def checked(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -498,3 +526,54 @@ def test_a_file_states_how_long_it_was_trained():
     assert card_in({"iter": -1, "epoch": 10**30, "iteration": "9"}).training == Training()
     said = ModelCard(training=Training(iterations=9)).or_else(card_in({"iter": 5, "epoch": 2}))
     assert said.training == Training(iterations=9, epochs=2)
+
+
+def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]+", capsys.readouterr().out.split("options:")[1]))
+
+
+def test_a_release_takes_every_option_of_a_conversion(capsys: pytest.CaptureFixture[str]):
+    """But the one without which it has no report, which is part of it."""
+    convert, released = (options_of(command, capsys) for command in ("convert", "release"))
+    assert convert - released == {"--no-report"}
+    assert {"--shape", "--opset", "--workspace", "--int8-target"} <= released
+
+
+def test_options_of_a_conversion_reach_the_files_of_a_release(tmp_path: Path):
+    out = str(tmp_path / "out")
+    words = ["release", str(saved(tmp_path / "tiny.pth")), "--out", out, "--to", "onnx"]
+    assert main([*words, "--precision", "fp32", "--shape", "1x3x24x32", "--opset", "18"]) == 0
+    (model,) = (onnx.load(path) for path in (tmp_path / "out").glob("*.onnx"))
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims] == [1, 3, 24, 32]
+    assert model.opset_import[0].version == 18
+    assert main([*words, "--force", "--min", "1x3x8x8"]) == 1  # which wants two more
+
+
+@pytest.mark.parametrize("command", ["convert", "release", "verify"])
+def test_the_last_line_is_the_address_of_the_report(
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "tiny.pth")
+    made = ["convert", "tiny.pth", "--out", "out", "--to", "pth", "--precision", "fp32"]
+    words = {
+        "convert": made,
+        "release": ["release", *made[1:]],
+        "verify": ["verify", "tiny.pth", "out/2x_tiny_fp32.pth"],
+    }[command]
+    if command == "verify":
+        assert main(made) == 0
+        capsys.readouterr()
+    assert main(words) == 0
+    page = tmp_path / "out" / ("verify.html" if command == "verify" else "report.html")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [f"open this in a browser: {page}", page.as_uri()]
+    assert page.is_file()
+    assert main([*words, *(["--force"] if command != "verify" else []), "--json"]) == 0
+    assert "open this" not in capsys.readouterr().out

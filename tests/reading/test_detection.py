@@ -74,7 +74,7 @@ def test_no_other_architecture_is_taken_for_an_aethernet(name: str):
     for state in states:
         assert OTHERS[name].detect(state), "the sample must be a real one"
         assert not AetherNetArch().detect(state)
-        with pytest.raises(CheckpointError, match="not an AetherNet"):
+        with pytest.raises(CheckpointError, match="of another architecture"):
             AetherNetArch().load(state)
 
 

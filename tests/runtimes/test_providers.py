@@ -12,20 +12,24 @@ from PIL import Image
 
 from aether_converters import convert, open_upscaler
 from aether_converters.command_line.main import main
+from aether_converters.command_line.parser import read_arguments
+from aether_converters.command_line.provider_options import provider_options
 from aether_converters.errors import ModelError
 from aether_converters.measuring.benchmark import benchmark
 from aether_converters.pictures.reading import read_picture
+from aether_converters.runtimes import onnx_runtime, providers
 from aether_converters.runtimes.providers import (
-    PROVIDERS,
     RECORD_ASSIGNMENT,
     REQUIREMENTS,
     ProviderName,
     ProviderOptions,
     assigned_nodes,
+    missing_provider,
     refuse_fall_back,
     refuse_missing_provider,
+    usable_providers,
 )
-from aether_converters.tensorrt.driver import probe_driver
+from aether_converters.tensorrt.driver import Driver, probe_driver
 from tests.support.tiny import tiny
 
 RUNTIME: Any = onnxruntime
@@ -48,7 +52,7 @@ def session(model: Path) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in PROVIDERS if REQUIREMENTS[n].name not in RUNTIME.get_available_providers()],
+    [n for n, need in REQUIREMENTS.items() if need.name not in RUNTIME.get_available_providers()],
 )
 def test_a_provider_that_onnxruntime_lacks_names_the_package(name: ProviderName, model: Path):
     with pytest.raises(ModelError) as refusal:
@@ -172,7 +176,7 @@ def test_options_of_tensorrt_alone_are_refused_elsewhere(
     name = flag.partition("=")[0]
     assert capsys.readouterr().err == (
         "error: these are options of the provider tensorrt\n"
-        f"  found     {name}, and the provider cpu\n"
+        f"  found     {name}, and the provider auto\n"
         f"  next      leave {name} away, or add --provider tensorrt\n"
     )
 
@@ -184,3 +188,79 @@ def test_the_cpu_may_be_asked_for(model: Path, tmp_path: Path):
     assert read_picture(tmp_path / "photo_2x.png").color.shape == (3, 32, 48)
     found = benchmark([model], sizes=[(16, 16)], seconds=0.01, provider=ProviderOptions(name="cpu"))
     assert [row.name for row in found.measurements] == [model.name]
+
+
+# Where nobody says where
+
+
+class GpuRuntime:
+    """As `onnxruntime-gpu` and `onnxruntime-directml` answer, were they one."""
+
+    @staticmethod
+    def get_available_providers() -> list[str]:
+        return [requirement.name for requirement in REQUIREMENTS.values()]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "probe_driver", lambda: Driver(cuda="13.0"))
+
+
+@pytest.mark.usefixtures("driver")
+def test_auto_takes_the_gpu_before_the_cpu_and_nothing_that_must_be_asked_for():
+    assert [option.name for option in usable_providers(GpuRuntime)] == ["cuda", "directml", "cpu"]
+
+
+@pytest.mark.skipif(probe_driver().answers, reason="there is a GPU")
+def test_auto_leaves_out_what_has_no_driver():
+    assert [option.name for option in usable_providers(GpuRuntime)] == ["directml", "cpu"]
+    assert [option.name for option in usable_providers(RUNTIME)] == ["cpu"]
+    assert missing_provider(RUNTIME) == ""
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_gpu_that_onnxruntime_cannot_use_is_told():
+    if REQUIREMENTS["cuda"].name in RUNTIME.get_available_providers():
+        pytest.skip("this onnxruntime can")
+    words = "onnxruntime-gpu in place of onnxruntime would use the NVIDIA GPU"
+    assert missing_provider(RUNTIME) == words
+    assert missing_provider(GpuRuntime) == ""
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_auto_takes_the_cpu_where_a_gpu_does_not_start_and_says_why(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The session is one that onnxruntime makes on the CPU in place of CUDA."""
+    if REQUIREMENTS["cuda"].name in RUNTIME.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    options = [ProviderOptions(name="cuda"), ProviderOptions(name="cpu")]
+
+    def both(_runtime: Any) -> list[ProviderOptions]:
+        return options
+
+    monkeypatch.setattr(onnx_runtime, "usable_providers", both)
+    upscaler = open_upscaler(model, provider=ProviderOptions(name="auto"))
+    assert upscaler.computed_by == (
+        'onnxruntime on the CPU; cuda does not start: pip install "onnxruntime-gpu[cuda,cudnn]" '
+        "brings CUDA and cuDNN, which it needs"
+    )
+
+
+def test_the_command_says_where_an_onnx_file_is_computed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / "photo.png")
+    for words in ((), ("--device", "cpu"), ("--provider", "cpu")):
+        command = ["upscale", str(model), str(tmp_path / "photo.png"), "--force", *words]
+        assert main(command) == 0
+        told = capsys.readouterr().err
+        if words or not probe_driver().answers:
+            assert told == "computed by onnxruntime on the CPU\n"
+
+
+def test_a_device_of_pytorch_leaves_the_provider_to_onnxruntime(model: Path):
+    """`--device cpu` alone is understood as what it says, for every file."""
+    read = read_arguments(["upscale", str(model), "photo.png", "--device", "cpu"])
+    assert provider_options(read).name == "cpu"
+    assert provider_options(read_arguments(["bench", str(model)])).name == "auto"

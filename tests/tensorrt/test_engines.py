@@ -20,6 +20,7 @@ import torch
 from aether_converters import open_upscaler
 from aether_converters.command_line.main import main
 from aether_converters.errors import EngineError, MissingExtraError, ModelError
+from aether_converters.installation import install_line
 from aether_converters.measuring.benchmark import Benchmark, benchmark
 from aether_converters.measuring.verification import Reference, structured_image
 from aether_converters.pictures.tiling import plan_tiles, upscale_image
@@ -250,7 +251,7 @@ def test_a_package_that_is_missing_says_where_it_comes_from(monkeypatch: pytest.
         load_backend("tensorrt")
     assert str(refusal.value).startswith(
         "the Python package tensorrt is not installed\n"
-        '  next      pip install "aether-spandrel[trt]"; its libraries come from NVIDIA\'s own '
+        f"  next      {install_line('trt')}; its libraries come from NVIDIA's own "
         "package index, which your network must reach: https://docs.nvidia.com/"
     )
     with pytest.raises(MissingExtraError, match="neither TensorRT nor TensorRT-RTX is installed"):

@@ -11,16 +11,7 @@ from typing import Any, Final
 from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import one_line
 
-FORMATS: Final = ("pth", "safetensors", "onnx", "trt", "ncnn")
-
-
-USUAL_FORMATS: Final = ("pth", "safetensors", "onnx")
-
-
-PRECISIONS: Final = ("fp32", "fp16", "int8")
-
-
-USUAL_PRECISIONS: Final = ("fp32", "fp16")
+COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
 
 
 CHECKPOINT: Final = ".pth, .pt, .ckpt, .safetensors or .index.json checkpoint"
@@ -41,27 +32,6 @@ def checkpoint_options(command: argparse.ArgumentParser, *, strict: bool = False
         command.add_argument(
             "--strict", action="store_true", help="fail where `inspect` would print a warning"
         )
-
-
-def file_options(
-    command: argparse.ArgumentParser, *, default: Sequence[str] | None, said: str
-) -> None:
-    """Which files are written; `said` is the default of the formats in words."""
-    command.add_argument(
-        "--to",
-        type=list_of(FORMATS),
-        default=None if default is None else list(default),
-        metavar="FORMATS",
-        help=f"comma-separated, of {', '.join(FORMATS)} (default: {said})",
-    )
-    command.add_argument(
-        "--precision",
-        type=list_of(PRECISIONS),
-        default=list(USUAL_PRECISIONS),
-        metavar="PRECISIONS",
-        help=f"comma-separated, of {', '.join(PRECISIONS)} (default: all but int8)",
-    )
-    command.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def picture_options(

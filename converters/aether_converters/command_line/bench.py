@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
+    COMPUTED_IN,
     add_command,
     integer,
     list_of,
@@ -36,8 +37,6 @@ examples:
   aethernet bench model.pth --dtype fp32,bf16 --threads 1
 """
 
-COMPUTED_IN: Final = ("fp32", "bf16", "fp16")
-
 
 def add_bench(commands: Any) -> None:
     """The command and its arguments."""
@@ -59,11 +58,6 @@ def add_bench(commands: Any) -> None:
         help="of the input: the side of a square, or HxW (default: 128 256)",
     )
     bench.add_argument("--threads", type=integer(1, 1024), metavar="N", help="default: PyTorch's")
-    bench.add_argument(
-        "--device",
-        default="cpu",
-        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan (default: cpu)",
-    )
     provider_arguments(bench)
     bench.add_argument(
         "--dtype",

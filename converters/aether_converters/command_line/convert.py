@@ -5,22 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from aether_converters.command_line.arguments import (
-    CHECKPOINT,
+from aether_converters.command_line.arguments import add_command, name_part, named
+from aether_converters.command_line.conversion_options import (
     USUAL_FORMATS,
-    add_command,
-    card_options,
-    checkpoint_options,
-    file_options,
-    integer,
-    name_part,
-    named,
-    picture_options,
-    shape,
+    conversion_arguments,
+    conversion_choices,
 )
-from aether_converters.command_line.engine_options import engine_arguments, engine_options
-from aether_converters.command_line.int8_options import int8_arguments, int8_options
-from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.tables import print_page, print_report
 from aether_converters.command_line.terminal import (
     progress,
 )
@@ -49,21 +40,8 @@ def add_convert(commands: Any) -> None:
     convert = add_command(
         commands, "convert", run, "make fused .pth, .safetensors and .onnx files", CONVERT
     )
-    convert.add_argument("model", type=named, help=CHECKPOINT)
+    conversion_arguments(convert, default=USUAL_FORMATS, said=", ".join(USUAL_FORMATS))
     convert.add_argument("--out", type=named, metavar="FOLDER", help="default: beside the model")
-    file_options(convert, default=USUAL_FORMATS, said=", ".join(USUAL_FORMATS))
-    convert.add_argument(
-        "--shape",
-        type=shape,
-        metavar="NxCxHxW",
-        help="write ONNX and engines for this input alone, such as 1x3x720x1280 (default: any)",
-    )
-    convert.add_argument(
-        "--opset",
-        type=integer(1, 999),
-        metavar="N",
-        help="of ONNX files, up to the newest that the installed onnx knows (default: 17)",
-    )
     convert.add_argument(
         "--name",
         type=name_part,
@@ -75,11 +53,6 @@ def add_convert(commands: Any) -> None:
         action="store_false",
         help="write no report.html and report.json",
     )
-    picture_options(convert)
-    card_options(convert)
-    int8_arguments(convert)
-    checkpoint_options(convert, strict=True)
-    engine_arguments(convert)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,25 +60,21 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.card import ModelCard
     from aether_converters.conversion import convert
 
+    choices = conversion_choices(options)
+    choices["name"] = options.name
+    choices["report"] = options.report
+    choices["card"] = ModelCard(author=options.author, licence=options.licence)
     steps = 2 + 2 * options.report + len(options.to) * len(options.precision)
     with progress("converting", steps, quiet=options.quiet) as advance:
         report = convert(
             options.model,
             options.out,
-            to=options.to,
-            precision=options.precision,
-            shape=options.shape,
-            opset=options.opset,
-            name=options.name,
-            force=options.force,
-            strict=options.strict,
             progress=advance,
-            int8=int8_options(options),
-            engine=engine_options(options),
             build_progress=advance.detail,
-            report=options.report,
-            pictures=options.pictures,
-            card=ModelCard(author=options.author, licence=options.licence),
+            **choices,
             **options.constants,
         )
-    return print_report(report, options, kept="written", dropped="not kept")
+    status = print_report(report, options, kept="written", dropped="not kept")
+    if options.report:
+        print_page(options.out or options.model.parent, report, options)
+    return status

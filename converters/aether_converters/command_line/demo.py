@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import add_command, named
 from aether_converters.command_line.release import print_rest
-from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.tables import print_page, print_report
 from aether_converters.command_line.terminal import FAILED, fail, print_json, progress, say
 
 if TYPE_CHECKING:
@@ -41,14 +41,13 @@ def run(options: argparse.Namespace) -> int:
         made = demo(
             options.out, force=options.force, progress=advance, build_progress=advance.detail
         )
-    page = made.page.resolve()
     if options.json:
         print_json({**made.release.as_dict(), "picture": made.picture.as_dict()})
         return FAILED if made.failed else 0
     status = print_report(made.release.report, options, kept="written", dropped="not kept")
     print_rest(made.release)
     status = _print_picture(made.picture) or status
-    say("", f"open this in a browser: {page}", page.as_uri())
+    print_page(made.release.folder, made.release.report, options)
     return status
 
 

@@ -92,11 +92,6 @@ def add_evaluate(commands: Any) -> None:
         metavar="GIB",
         help="that one tile may take (default: 1)",
     )
-    command.add_argument(
-        "--device",
-        default="cpu",
-        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan (default: cpu)",
-    )
     provider_arguments(command)
     checkpoint_options(command)
 

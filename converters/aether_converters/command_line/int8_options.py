@@ -6,14 +6,16 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from aether_converters.command_line.arguments import list_of, named, positive, seconds
+from aether_converters.command_line.terminal import tell
 from aether_converters.command_line.wildcards import Files
 
 if TYPE_CHECKING:
     from aether_converters.int8.planning import Int8Options
+    from aether_converters.int8.tuning import Device
 
 INT8_TARGETS: Final = ("tensorrt", "cpu")
 
-DEVICES: Final = ("cpu", "cuda")
+DEVICES: Final = ("auto", "cpu", "cuda")
 
 CALIBRATION_METHODS: Final = ("mse", "percentile", "minmax")
 
@@ -67,8 +69,8 @@ def int8_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         choices=DEVICES,
-        default="cpu",
-        help="where it learns (default: cpu)",
+        default="auto",
+        help="where it learns (default: auto, an NVIDIA GPU where PyTorch can use one)",
     )
     group.add_argument(
         "--sensitivity", action="store_true", help="measure and list what each layer costs"
@@ -94,6 +96,20 @@ def int8_options(options: argparse.Namespace) -> Int8Options | None:
         sensitivity=options.sensitivity,
         max_loss=options.max_loss,
         tune=Int8Options.tune if options.tune is None else options.tune,
-        device=options.device,
+        device=_device(options),
     )
     return None if int8 == Int8Options() else int8
+
+
+def _device(options: argparse.Namespace) -> Device:
+    """Where it learns, which is said if it was not asked for; the CPU if nothing is learnt."""
+    if options.device != "auto":
+        return options.device
+    from aether_converters.runtimes.devices import chosen_device, device_in_words
+
+    if "int8" not in options.precision or options.tune == 0:
+        return "cpu"
+    # Learning was tried on these two alone.
+    device: Device = "cuda" if chosen_device("auto").device == "cuda" else "cpu"
+    tell(f"int8 learns on {device_in_words(device)}")
+    return device

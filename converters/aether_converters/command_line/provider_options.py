@@ -1,4 +1,4 @@
-"""Options of where ONNX files are computed."""
+"""Options of where files are computed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 
 
 def provider_arguments(command: argparse.ArgumentParser) -> None:
-    """Where ONNX files are computed."""
+    """Where files are computed."""
+    command.add_argument(
+        "--device",
+        default="auto",
+        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan; no other is "
+        "taken instead (default: auto, the GPU where PyTorch has one; .param: cpu)",
+    )
     command.add_argument(
         "--provider",
         choices=PROVIDERS,
-        default="cpu",
-        help="for .onnx: where onnxruntime computes; no other is taken instead (default: cpu)",
+        default="auto",
+        help="for .onnx: where onnxruntime computes; no other is taken instead (default: auto, the "
+        "GPU where onnxruntime has one)",
     )
     command.add_argument(
         "--engine-cache",
@@ -40,8 +47,9 @@ def provider_options(options: argparse.Namespace) -> ProviderOptions:
     """What was said of it, as one value."""
     from aether_converters.runtimes.providers import ProviderOptions
 
+    on_the_cpu = options.provider == "auto" and options.device == "cpu"
     return ProviderOptions(
-        name=options.provider,
+        name="cpu" if on_the_cpu else options.provider,
         engine_cache=options.engine_cache,
         fp16=options.provider_fp16,
         int8=options.provider_int8,

@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
-    CHECKPOINT,
     add_command,
-    card_options,
-    checkpoint_options,
-    file_options,
     integer,
     name_part,
     named,
     paragraphs,
-    picture_options,
     said,
 )
-from aether_converters.command_line.int8_options import int8_arguments, int8_options
-from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.conversion_options import (
+    conversion_arguments,
+    conversion_choices,
+)
+from aether_converters.command_line.tables import print_page, print_report
 from aether_converters.command_line.terminal import FAILED, print_json, progress, say, tell
 from aether_converters.command_line.wildcards import Files
 
@@ -41,18 +39,18 @@ examples:
       --training iterations=250000 batch_size=8 hr_size=256 dataset="DF2K, halved"
   aethernet release model.pth --out release/ --pictures photos/     shown on your own pictures
   aethernet release model.pth --out release/ --originals Set5/HR Set14/HR       with PSNR and SSIM
+  aethernet release model.pth --out release/ --precision fp32,fp16,int8 --int8-target cpu
 """
 
 
 def add_release(commands: Any) -> None:
     """The command and its arguments."""
     command = add_command(commands, "release", run, "make a folder to publish", RELEASE)
-    command.add_argument("model", type=named, help=CHECKPOINT)
+    conversion_arguments(command, default=None, said="what is installed, without trt")
     command.add_argument("--out", type=named, metavar="FOLDER", required=True)
     command.add_argument(
         "--name", type=name_part, help="of the model (default: from the file's name)"
     )
-    card_options(command)
     command.add_argument(
         "--description", type=paragraphs, default="", help="what the model is for, in Markdown"
     )
@@ -63,11 +61,7 @@ def add_release(commands: Any) -> None:
         help="comma-separated, such as photo,restoration; OpenModelDB's own",
     )
     _training_arguments(command)
-    file_options(command, default=None, said="what is installed, without trt")
-    picture_options(command)
     _figure_arguments(command)
-    int8_arguments(command)
-    checkpoint_options(command, strict=True)
 
 
 def _training_arguments(command: argparse.ArgumentParser) -> None:
@@ -159,31 +153,26 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.card import ModelCard, Training
     from aether_converters.publishing.releasing import installed_formats, release
 
-    formats = options.to or installed_formats()
+    choices = conversion_choices(options)
+    choices["to"] = formats = options.to or installed_formats()
+    choices["originals"], choices["kept"] = options.originals, options.kept
+    choices["card"] = ModelCard(
+        name=options.name or "",
+        author=options.author,
+        licence=options.licence,
+        description=options.description,
+        tags=options.tags,
+        training=Training(**dict(options.training)),
+    )
     steps = 5 + len(formats) * len(options.precision) + len(options.originals)
     with progress("releasing", steps, quiet=options.quiet) as advance:
         made = release(
             options.model,
             options.out,
-            card=ModelCard(
-                name=options.name or "",
-                author=options.author,
-                licence=options.licence,
-                description=options.description,
-                tags=options.tags,
-                training=Training(**dict(options.training)),
-            ),
             hub=options.hub or "",
-            to=formats,
-            precision=options.precision,
-            pictures=options.pictures,
-            originals=options.originals,
-            kept=options.kept,
-            force=options.force,
-            strict=options.strict,
-            int8=int8_options(options),
             progress=advance,
             build_progress=advance.detail,
+            **choices,
             **options.constants,
         )
     if options.json:
@@ -192,11 +181,12 @@ def run(options: argparse.Namespace) -> int:
     status = print_report(made.report, options, kept="written", dropped="not kept")
     if made.report.failed:
         tell("nothing else was written but the report")
-        return status
-    print_rest(made)
-    for text in made.missing:
-        tell(f"to do: {text}")
-    tell(f"to upload it to Hugging Face: {made.upload}")
+    else:
+        print_rest(made)
+        for text in made.missing:
+            tell(f"to do: {text}")
+        tell(f"to upload it to Hugging Face: {made.upload}")
+    print_page(made.folder, made.report, options)
     return status
 
 

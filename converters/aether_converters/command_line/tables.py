@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from aether_converters.command_line.terminal import FAILED, Table, fail, print_json, say, tell
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aether_converters.measuring.figures import ArtefactReport, PictureProof
     from aether_converters.reports.report import Report
 
@@ -40,6 +42,16 @@ def print_report(report: Report, options: argparse.Namespace, *, kept: str, drop
         if artefact.not_run:
             tell(f"{artefact.path.name}: {kept}, and not run: {artefact.not_run}")
     return FAILED if report.failed else 0
+
+
+def print_page(folder: Path, report: Report, options: argparse.Namespace) -> None:
+    """Say last where the report is that was written into a folder."""
+    from aether_converters.reports.files import NAMES
+
+    if not options.json:
+        _, page = NAMES[report.kind]
+        place = (folder / page).resolve()
+        say("", f"open this in a browser: {place}", place.as_uri())
 
 
 def _result(artefact: ArtefactReport, kept: str, dropped: str) -> str:

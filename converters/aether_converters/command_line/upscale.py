@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
+    COMPUTED_IN,
     add_command,
     as_written,
     checkpoint_options,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
 
 UPSCALE: Final = """\
-Enlarge pictures with a .pth, .safetensors, .onnx, .engine or .param model. Transparency, greyscale,
-16 bit, colour profile and orientation are kept. Large pictures are cut into overlapping tiles,
-without seams.
+Enlarge pictures with a .pth, .safetensors, .onnx, .engine or .param model: AetherNet, or any other
+network that spandrel or onnxruntime runs. Transparency, greyscale, 16 bit, colour profile and
+orientation are kept. Large pictures are cut into overlapping tiles, without seams.
 
 examples:
   aethernet upscale model.pth photo.png                      writes photo_2x.png
@@ -45,6 +46,7 @@ examples:
   aethernet upscale model.pth photo.png --outscale 3         resized after the model
   aethernet upscale model.pth huge.png --memory 0.5          with half a GiB for the tiles
   aethernet upscale model.pth frames/ --shard 3/16           the third of 16 shares of the work
+  aethernet upscale model.pth photo.png --device cpu         not on the GPU
   aethernet upscale model.onnx photo.png --provider cuda     ONNX on the GPU, or an error
   aethernet upscale model.engine photo.png                   TensorRT
   aethernet upscale model.param photo.png --device vulkan    NCNN on the GPU, or an error
@@ -69,12 +71,14 @@ def add_upscale(commands: Any) -> None:
     )
     _result_arguments(upscale)
     _tile_arguments(upscale)
-    upscale.add_argument(
-        "--device",
-        default="cpu",
-        help="for .pth and .safetensors: cpu, cuda, mps; for .param: cpu, vulkan (default: cpu)",
-    )
     provider_arguments(upscale)
+    upscale.add_argument(
+        "--dtype",
+        choices=("auto", *COMPUTED_IN),
+        default="auto",
+        help="for .pth and .safetensors: in which PyTorch computes (default: auto, fp16 on NVIDIA "
+        "GPUs that gain by it where the network is safe in it, else fp32)",
+    )
     upscale.add_argument(
         "--shard",
         type=shard,
@@ -165,11 +169,13 @@ def run(options: argparse.Namespace) -> int:
     upscaler = open_upscaler(
         options.model,
         device=options.device,
+        dtype=options.dtype,
         provider=provider_options(options),
         **options.constants,
     )
-    if "provider" in upscaler.details:
-        tell(f"computed by {upscaler.details['provider']}")
+    if architecture := upscaler.details.get("architecture"):
+        tell(f"{options.model.name} is no AetherNet but {architecture}, {upscaler.scale}x")
+    tell(f"computed by {upscaler.computed_by}")
     tiles = TileOptions(
         tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
     )

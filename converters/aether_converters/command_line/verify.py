@@ -15,7 +15,7 @@ from aether_converters.command_line.arguments import (
     named,
     picture_options,
 )
-from aether_converters.command_line.tables import print_report
+from aether_converters.command_line.tables import print_page, print_report
 from aether_converters.command_line.terminal import fail, fail_with, progress, tell
 from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import AetherError
@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if not files:
         return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
     faults: list[AetherError] = []
+    place = _report_folder(options, files[0].parent)
     with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
         report = verify(
             options.model,
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             pictures=options.pictures,
             originals=options.originals,
             differences=options.differences,
-            report=_report_folder(options, files[0].parent),
+            report=place,
             progress=advance,
             on_fault=faults.append,
             **options.constants,
@@ -98,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
     status = print_report(report, options, kept="passed", dropped="failed")
     for fault in faults:
         status = fail_with(fault)
+    if place is not None:
+        print_page(place, report, options)
     return status
 
 

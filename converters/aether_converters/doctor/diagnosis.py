@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.doctor.programs import (
-    NAME,
     ProgramPython,
     Surroundings,
     find_programs,
-    requirement,
     start_up_files,
 )
 from aether_converters.errors import fault_of
+from aether_converters.installation import NAME, install_line, pip, requirement
 from aether_converters.tensorrt.driver import probe_driver
 from aether_spandrel.errors import AetherError
 
@@ -110,11 +109,6 @@ def _refused(name: str, error: AetherError) -> Row:
     return Row(name, f"no: {text}", problem=True, next=error.advice or "")
 
 
-def _pip(arguments: str) -> str:
-    """A line that installs into this Python, whatever `pip` on the PATH belongs to."""
-    return f'"{sys.executable or "python"}" -m pip {arguments}'
-
-
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
@@ -172,7 +166,7 @@ def _hook() -> Iterator[Row]:
     if os.environ.get(SWITCH, "1") == "0":
         text, advice = f"switched off by {SWITCH}=0", f"remove the variable {SWITCH}"
     elif not there:
-        text, advice = "not installed", _pip(f"install --force-reinstall --no-deps {requirement()}")
+        text, advice = "not installed", pip(f"install --force-reinstall --no-deps {requirement()}")
     elif sys.flags.no_site:
         text, advice = "not run: Python was started with -S", "start it without -S"
     else:
@@ -216,7 +210,7 @@ def _registered() -> Iterator[Row]:
     lines = result.stdout.strip().splitlines()
     if not lines:
         text = f"Python ends while importing spandrel: {result.stderr.strip()[-300:]}"
-        advice = _pip("install --force-reinstall torch spandrel")
+        advice = pip("install --force-reinstall torch spandrel")
         yield Row("spandrel", text, problem=True, next=advice)
         return
     found = json.loads(lines[-1])
@@ -226,7 +220,7 @@ def _registered() -> Iterator[Row]:
             "spandrel",
             f"cannot be imported: {found['error']}",
             problem=True,
-            next=_pip("install spandrel" if missing else "install --force-reinstall spandrel"),
+            next=pip("install spandrel" if missing else "install --force-reinstall spandrel"),
         )
         return
     names = found["names"]
@@ -238,7 +232,7 @@ def _registered() -> Iterator[Row]:
     else:
         why = " ".join(found["warnings"]) or "the hook did not run"
         hook = next(_hook())
-        advice = "" if hook.problem else _pip(f"install --force-reinstall {requirement()}")
+        advice = "" if hook.problem else pip(f"install --force-reinstall {requirement()}")
         # A hook that is off has been counted already.
         yield Row("registered", f"no: {why}", problem=not hook.problem, next=advice)
 
@@ -296,7 +290,7 @@ def _extras() -> Iterator[Row]:
                     importlib.import_module(module)
                 except Exception as error:  # noqa: BLE001  reported with the others
                     broken.append(f"{name} cannot be imported ({_in_words(error)})")
-        command = _pip(f'install "{NAME}[{extra}]"')
+        command = install_line(extra)
         if broken:
             yield Row(row, "; ".join(broken), problem=True, next=f"reinstall it: {command}")
         elif len(missing) == len(parts):

@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution, distributions
+from importlib.metadata import distributions
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Final, cast
 
-NAME: Final = "aether-spandrel"
+from aether_converters.installation import NAME
+
 REPORTED: Final = ("torch", "spandrel", NAME)
 START_UP: Final = ("aether_spandrel.pth", "aether_spandrel.start")
 
@@ -238,18 +239,3 @@ def _reads_pth(folder: Path) -> bool:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return "import site" in (line.strip() for line in lines)
     return True
-
-
-def requirement() -> str:
-    """What pip has to be told to install this package again: its name, or where it came from."""
-    try:
-        text = distribution(NAME).read_text("direct_url.json")
-    except PackageNotFoundError:
-        text = None
-    url = str(json.loads(text).get("url", "")) if text else ""
-    if not url.startswith("file://"):
-        return url or NAME
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    return f'"{PurePath(url2pathname(urlsplit(url).path))}"'

@@ -29,11 +29,11 @@ from aether_converters.errors import ModelError, fault_of
 from aether_converters.graphs.macs import graph_macs, module_macs
 from aether_converters.graphs.ncnn_file import read_ncnn
 from aether_converters.measuring.verification import structured_image
+from aether_converters.runtimes.devices import AUTO, chosen_device, refuse_dtype
 from aether_converters.runtimes.memory import refuse_beyond_memory
 from aether_converters.runtimes.ncnn import VULKAN
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
-from aether_converters.runtimes.pytorch import refuse_dtype
 from aether_converters.runtimes.upscaler import (
     PRECISIONS,
     SUFFIXES,
@@ -220,8 +220,8 @@ def benchmark(
             relative to.
         sizes: (H, W) of the inputs in px.
         threads: For PyTorch and onnxruntime; None for PyTorch's own choice.
-        device: Where PyTorch runs, such as `cpu` or `cuda`; with an engine among the files, the
-            GPU.
+        device: Where PyTorch runs, such as `cpu`, `cuda` or `auto`; with an engine among the files,
+            the GPU.
         dtypes: Of `DTYPES`, in which PyTorch computes; None for fp32. ONNX files have their own.
         seconds: That each file is given at each size, at least; no less than three rounds are run.
         provider: Where onnxruntime runs ONNX files; by default the CPU.
@@ -237,6 +237,9 @@ def benchmark(
     if provider is not None and all(SUFFIXES.get(path.suffix.lower()) != "onnx" for path in paths):
         refuse_provider(provider, paths[0])
     asked = device
+    if device == AUTO:
+        torch_runs = any(SUFFIXES.get(path.suffix.lower()) in TORCH_FORMATS for path in paths)
+        device = chosen_device(AUTO).device if torch_runs else "cpu"
     if device == "cpu" and any(SUFFIXES.get(path.suffix.lower()) == "trt" for path in paths):
         device = "cuda"
     told = ("onnx", "ncnn")  # where they run is said by more than whether there is a GPU
@@ -321,22 +324,25 @@ def _arithmetic(upscaler: Upscaler) -> str:
 
 
 def _torch_case(
-    upscaler: Upscaler, dtype: str, device: str, opened: Callable[[], Upscaler]
+    upscaler: Upscaler, dtype: str, device: str, opened: Callable[..., Upscaler]
 ) -> Case:
     from aether_spandrel.arch import load
 
     path = upscaler.path
-    refuse_dtype(dtype, path, fits_float16=dtype != "fp16" or load(path).supports_half)
+    if other := "architecture" in upscaler.details:
+        opened(dtype=dtype)  # which refuses what it cannot be computed in
+    else:
+        refuse_dtype(dtype, path, fits_float16=dtype != "fp16" or load(path).supports_half)
     return Case(
         name=path.name,
         dtype=dtype,
         arithmetic=dtype,
         channels=upscaler.channels[0],
         scale=upscaler.scale,
-        open=(lambda: opened().run)
-        if dtype == "fp32"
+        open=(lambda: opened(dtype=dtype).run)
+        if other or dtype == "fp32"
         else lambda: torch_run(load(path).model, dtype, device),
-        macs=_macs(upscaler),
+        macs=(lambda _: None) if other else _macs(upscaler),
         bytes_per_pixel=upscaler.bytes_per_pixel,
     )
 

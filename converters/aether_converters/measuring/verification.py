@@ -287,12 +287,14 @@ def verify_artefact(
     started = time.perf_counter()
     config = reference.config
     wanted = (config.scale, (config.in_chans, config.out_chans))
-    if (upscaler.scale, upscaler.channels) != wanted:
+    other = upscaler.details.get("architecture")
+    if other or (upscaler.scale, upscaler.channels) != wanted:
+        found = _facts(upscaler.scale, upscaler.channels)
         raise ConversionError(
             "this was made from another network",
             file=upscaler.path,
             expected=_facts(*wanted),
-            found=_facts(upscaler.scale, upscaler.channels),
+            found=f"{other}, {found}" if other else found,
             advice="name the checkpoint that it was made from",
         )
     limits = ENGINE_LIMITS if upscaler.format == "trt" else LIMITS

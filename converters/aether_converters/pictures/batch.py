@@ -36,6 +36,10 @@ LOOKS_AT_ALL: Final = (
     "the model looks at the whole picture, or may, with {}, and its tiles do not show it: "
     "more --memory makes them fewer"
 )
+TILES_SEE_LESS: Final = (
+    "tiles overlap by {} px of the {} px that a pixel can depend on: more --memory makes them "
+    "fewer, --overlap wider"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +172,16 @@ def _enlarge(
         tiles=len(plan),
         bands=plan.band_count,
         seconds=work.seconds + time.perf_counter() - started,
-        notes=_notes(upscaler) if len(plan) > 1 else (),
+        notes=_notes(upscaler, plan.overlap) if len(plan) > 1 else (),
     )
 
 
-def _notes(upscaler: Upscaler) -> tuple[str, ...]:
+def _notes(upscaler: Upscaler, overlap: int) -> tuple[str, ...]:
     """What tiles change."""
     if upscaler.looks_at_all:
         return (LOOKS_AT_ALL.format(", ".join(upscaler.looks_at_all)),)
+    if upscaler.sees > overlap:
+        return (TILES_SEE_LESS.format(overlap, upscaler.sees),)
     return (TILES_CHANGE_IT,) if upscaler.global_context else ()
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from aether_converters.installation import is_public, public_requirement, wheel_name
 from aether_converters.plain_text import printable
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def markdown_card(report: Report, *, picture: str, made_by: str) -> str:
         onnx_file=for_onnx[0] if for_onnx else "",
         ncnn_file=for_ncnn[0] if for_ncnn else "",
         made_by=made_by,
+        package=public_requirement(),
+        package_with_commands=public_requirement("convert"),
+        wheel="" if is_public() else wheel_name(),
     )
 
 

@@ -27,6 +27,7 @@ from aether_converters.atomic import (
 from aether_converters.card import ModelCard
 from aether_converters.conversion import convert
 from aether_converters.errors import require
+from aether_converters.installation import is_public, wheel_line, wheel_name
 from aether_converters.measuring.exhibit import MOST_SCENES, exhibit_for, shown_pairs
 from aether_converters.measuring.figures import Pixels
 from aether_converters.plain_text import printable
@@ -162,7 +163,7 @@ def release(
         folder=folder,
         report=report,
         files=(*contents, folder / PAGE, folder / FIGURES),
-        missing=tuple(_missing(report.card, places.database, hub)),
+        missing=(*_missing(report.card, places.database, hub), *_unpublished(folder)),
         hub=hub,
     )
 
@@ -300,6 +301,16 @@ def _checksum(name: str, digest: str) -> str:
     for character, written in ESCAPED:
         escaped = escaped.replace(character, written)
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}"
+
+
+def _unpublished(folder: Path) -> list[str]:
+    """That the card names a wheel which is not beside it yet, and how it gets there."""
+    if is_public() or (folder / wheel_name()).exists():
+        return []
+    return [
+        f"aether-spandrel is not on PyPI, so that its wheel, {wheel_name()}, belongs beside the "
+        f"files: {wheel_line(folder)}"
+    ]
 
 
 def _missing(card: ModelCard, database: Path, hub: str) -> list[str]:

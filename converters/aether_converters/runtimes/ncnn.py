@@ -15,6 +15,7 @@ import numpy as np
 
 from aether_converters.errors import EXTRAS, MissingExtraError, ModelError
 from aether_converters.graphs.ncnn_file import NcnnFile, read_ncnn
+from aether_converters.installation import install_line
 from aether_converters.runtimes import ncnn_worker
 from aether_converters.runtimes.upscaler import Image, Upscaler
 
@@ -31,7 +32,7 @@ def require_ncnn() -> None:
     if importlib.util.find_spec("ncnn") is None:
         raise MissingExtraError(
             "this needs the Python package ncnn, which is not installed",
-            advice=f'pip install "aether-spandrel[{EXTRAS["ncnn"]}]"',
+            advice=install_line(EXTRAS["ncnn"]),
         )
 
 
@@ -79,6 +80,7 @@ def open_ncnn(
         details={"layers": len(file.lines), **network.facts},
         run=network.run,
         companions=(file.weights,),
+        computed_by=f"NCNN on {network.facts.get('provider', 'the CPU')}",
     )
 
 

@@ -33,8 +33,10 @@ from aether_converters.runtimes.interruption import interruptible
 from aether_converters.runtimes.providers import (
     RECORD_ASSIGNMENT,
     ProviderOptions,
+    missing_provider,
     refuse_fall_back,
     refuse_missing_provider,
+    usable_providers,
 )
 from aether_converters.runtimes.upscaler import Image, Upscaler
 from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
@@ -106,8 +108,7 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
         if (fitting := _probe_size(interface, large.output.steps)) != size:
             size = fitting
             nominal = graph.walk(interface.shape(size), charged=True)
-        session = Session(path, threads, provider)
-        computed_by = refuse_fall_back(provider, session.session)
+        session, computed_by, against = _started(path, threads, provider)
         channels_out, scale = _output(nominal.output, interface, session, size)
     except ModelError as error:
         raise error.in_file(path) from error.__cause__
@@ -135,7 +136,26 @@ def open_onnx(path: Path, *, threads: int = 0, provider: ProviderOptions | None 
             **({"provider": computed_by} if computed_by else {}),
         },
         run=partial(_run, session, interface),
+        computed_by="; ".join([f"onnxruntime on {computed_by or 'the CPU'}", *against]),
     )
+
+
+def _started(
+    path: Path, threads: int, wanted: ProviderOptions
+) -> tuple[Session, str, tuple[str, ...]]:
+    """A session, where it computes in words, and why it does not where it would be faster."""
+    options = [wanted] if wanted.name != "auto" else list(usable_providers(onnxruntime))
+    against: list[str] = []
+    for provider in options[:-1]:
+        try:
+            session = Session(path, threads, provider)
+            return session, refuse_fall_back(provider, session.session), tuple(against)
+        except ModelError as error:
+            against.append(f"{provider.name} does not start: {error.advice or error.problem}")
+    session = Session(path, threads, options[-1])
+    words = refuse_fall_back(options[-1], session.session)
+    missing = missing_provider(onnxruntime) if wanted.name == "auto" else ""
+    return session, words, tuple(filter(None, (*against, missing)))
 
 
 def _run(session: Session, interface: _Interface, image: Image) -> Image:

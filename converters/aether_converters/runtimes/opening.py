@@ -9,6 +9,7 @@ from typing import Final
 from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
+from aether_converters.runtimes.devices import AUTO
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
 from aether_converters.runtimes.pytorch import open_checkpoint
 from aether_converters.runtimes.upscaler import (
@@ -44,8 +45,9 @@ def open_upscaler(
         path: The file; or a folder as for `aether_spandrel.load`.
         format: Its format where the name does not tell.
         device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU;
-            for NCNN `cpu` or `vulkan`.
-        dtype: In which PyTorch computes: fp32, bf16 or fp16; other files have their own.
+            for NCNN `cpu` or `vulkan`. `auto` is the fastest of PyTorch, and the CPU for NCNN.
+        dtype: In which PyTorch computes: fp32, bf16 or fp16, or `auto` for fp16 where the network
+            is safe in it and the device gains; other files have their own.
         threads: For onnxruntime and NCNN; 0 leaves them the choice. PyTorch has one number for all
             networks.
         provider: Where onnxruntime runs an ONNX file; by default the CPU.
@@ -64,7 +66,7 @@ def open_upscaler(
         refuse_provider(provider, path)
     if chosen not in HOLD_CONSTANTS:
         return open_checkpoint(path, chosen, device, constants, dtype)
-    if dtype != "fp32":
+    if dtype not in ("fp32", AUTO):
         raise ModelError(
             "a dtype is for PyTorch: other files compute in the one that they were written for",
             file=path,
@@ -81,12 +83,13 @@ def open_upscaler(
     if chosen == "trt":
         from aether_converters.runtimes.tensorrt import open_engine
 
-        return open_engine(path, device=device)
+        return open_engine(path, device="cuda" if device == AUTO else device)
     if chosen == "ncnn":
         from aether_converters.runtimes.ncnn import open_ncnn
 
-        return open_ncnn(path, weights=weights, device=device, threads=threads)
-    if device != "cpu":
+        place = "cpu" if device == AUTO else device
+        return open_ncnn(path, weights=weights, device=place, threads=threads)
+    if device not in ("cpu", AUTO):
         raise ModelError(
             "--device is for PyTorch: ONNX files run where --provider says",
             file=path,

@@ -7,7 +7,7 @@ operators out. What a session really uses is therefore asked of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
@@ -15,8 +15,12 @@ from typing import Any, Final, Literal, cast, get_args
 from aether_converters.errors import ModelError
 from aether_converters.tensorrt.driver import probe_driver
 
-ProviderName = Literal["cpu", "cuda", "tensorrt", "directml", "coreml"]
+ProviderName = Literal["auto", "cpu", "cuda", "tensorrt", "directml", "coreml"]
 PROVIDERS: Final[tuple[ProviderName, ...]] = get_args(ProviderName)
+
+BEST_FIRST: Final[tuple[ProviderName, ...]] = ("cuda", "directml", "cpu")
+"""What `auto` tries. TensorRT builds for minutes before it computes, and CoreML may round to
+float16 unasked: both have to be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class ProviderOptions:
     """Where an ONNX file is computed.
 
     Attributes:
-        name: The provider.
+        name: The provider, or `auto` for the fastest that computes; see `BEST_FIRST`.
         engine_cache: Folder in which `tensorrt` keeps its engines; without one it builds them
             anew each time, which takes minutes.
         fp16: Whether `tensorrt` may compute an fp32 file in fp16.
@@ -111,7 +115,7 @@ class ProviderOptions:
 
 def refuse_provider(given: ProviderOptions, path: Path) -> None:
     """Raise ModelError if a provider was asked for, and a file is not run by onnxruntime."""
-    if given.name != "cpu":
+    if given.name not in ("cpu", "auto"):
         raise ModelError(
             "--provider is for ONNX files: PyTorch and TensorRT run where --device says",
             file=path,
@@ -120,13 +124,32 @@ def refuse_provider(given: ProviderOptions, path: Path) -> None:
         )
 
 
+def usable_providers(runtime: Any) -> Iterator[ProviderOptions]:
+    """Of `BEST_FIRST` those that onnxruntime has and whose driver answers; the CPU is the last."""
+    there = cast("list[str]", runtime.get_available_providers())
+    for name in BEST_FIRST:
+        requirement = REQUIREMENTS[name]
+        if requirement.name in there and not (requirement.nvidia and not probe_driver().answers):
+            yield ProviderOptions(name=name)
+
+
+def missing_provider(runtime: Any) -> str:
+    """What would make use of this computer's NVIDIA GPU, in words; nothing if there is none."""
+    requirement = REQUIREMENTS["cuda"]
+    if requirement.name in runtime.get_available_providers() or not probe_driver().answers:
+        return ""
+    return f"{requirement.package} in place of onnxruntime would use the NVIDIA GPU"
+
+
 def refuse_missing_provider(wanted: ProviderOptions, runtime: Any) -> None:
     """Raise ModelError if onnxruntime lacks a provider, or its driver does not answer.
 
     Args:
-        wanted: Where to compute.
+        wanted: Where to compute; the CPU, which `auto` comes to in the end, is in each.
         runtime: The module `onnxruntime`.
     """
+    if wanted.name == "auto":
+        return
     requirement = REQUIREMENTS[wanted.name]
     there = cast("list[str]", runtime.get_available_providers())
     if requirement.name not in there:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,14 @@ import torch
 from torch import Tensor
 
 from aether_converters.errors import ModelError
+from aether_converters.runtimes.devices import (
+    chosen_device,
+    chosen_dtype,
+    computed_by,
+    explained,
+    refuse_device,
+    refuse_dtype,
+)
 from aether_converters.runtimes.streaming import (
     can_stream,
     rows_per_band,
@@ -30,21 +37,17 @@ from aether_converters.runtimes.upscaler import (
     precision_name,
 )
 from aether_core import AetherConfig, AetherNet
+from aether_spandrel.checkpoint import read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.inference import FastAetherNet, build_network
-from aether_spandrel.model_folder import read_model
-from aether_spandrel.network import Network, float_weights, fuse
+from aether_spandrel.model_folder import model_file, network_of
+from aether_spandrel.network import Network, float_weights, fuse, is_aethernet
 
 if TYPE_CHECKING:  # importing it takes seconds, which files do without
     from spandrel import ImageModelDescriptor
 
 TUNED: Final = "int8_plan"
 """The entry of the metadata that says so; see `int8.keeping`."""
-
-LONGEST_REASON: Final = 200  # characters; torch lists all that it knows
-
-DTYPES: Final = ("fp32", "bf16", "fp16")
-"""In which PyTorch computes a network, whatever its file holds."""
 
 LOADED: Final = Path("the loaded AetherNet")
 """What errors call a network that came from no file that is known."""
@@ -55,17 +58,30 @@ def open_checkpoint(
 ) -> Upscaler:
     """A checkpoint on a device of PyTorch, such as `cpu` or `cuda`, computed in one of `DTYPES`.
 
+    Either may be `auto`.
+
     Raises:
         CheckpointError: It cannot be read or is no AetherNet.
         ModelError: The device is not there, or the network cannot be computed in the dtype.
     """
-    checkpoint, network = read_model(path, **constants)
+    checkpoint = read_checkpoint(model_file(path))
+    if not constants and not is_aethernet(checkpoint):
+        from aether_converters.runtimes.other_networks import open_other  # and all of spandrel
+        from aether_spandrel.architectures import architecture_of
+
+        if architecture_of(checkpoint):
+            return open_other(checkpoint, path, format, device, dtype)
+    network = network_of(checkpoint, path, **constants)
     path = checkpoint.path or path
+    chosen = chosen_device(device)
+    refuse_device(chosen.device, path)
+    dtype = chosen_dtype(dtype, chosen.device, fits_float16=network.fits_float16)
     refuse_dtype(dtype, path, fits_float16=network.fits_float16)
-    upscaler = _running(_moved(fuse(network), device, path).to(PRECISIONS[dtype]), path)
+    upscaler = _running(_moved(fuse(network), chosen.device).to(PRECISIONS[dtype]), path)
     return replace(
         upscaler,
         format=format,
+        computed_by=computed_by(chosen, dtype),
         # What int8 tuning has left lies as far from its source as its weights are rounded.
         precision="int8" if TUNED in checkpoint.metadata else precision_name(network.dtype),
     )
@@ -118,56 +134,8 @@ def _running(network: AetherNet, path: Path) -> Upscaler:
     )
 
 
-def _moved(network: Network, device: str, path: Path) -> AetherNet:
-    refuse_device(device, path)
+def _moved(network: Network, device: str) -> AetherNet:
     return build_network(network.config, float_weights(network), FastAetherNet).to(device)
-
-
-def refuse_dtype(dtype: str, path: Path, *, fits_float16: bool) -> None:
-    """Raise ModelError where a network cannot be computed in a dtype."""
-    if dtype not in DTYPES:
-        raise ModelError(
-            "there is no such dtype to compute in",
-            file=path,
-            expected=", ".join(DTYPES),
-            found=dtype,
-        )
-    if dtype == "fp16" and not fits_float16:
-        raise ModelError(
-            "this network cannot be computed in fp16: its values leave the range",
-            file=path,
-            advice="--dtype bf16 or --dtype fp32",
-        )
-
-
-def refuse_device(device: str, path: Path) -> None:
-    """Raise ModelError where PyTorch computes nothing on a device."""
-    try:
-        place = torch.device(device)
-        if place.type == "cpu" and place.index:
-            raise _unusable(device, path, "there is one CPU")
-        torch.ones(1, device=place).add(1).cpu()
-    # torch says in many ways that it was built without a device, or that the driver is missing.
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        ImportError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _unusable(device, path, reason[:LONGEST_REASON]) from error
-
-
-def _unusable(device: str, path: Path, reason: str) -> ModelError:
-    return ModelError(
-        f"PyTorch cannot use the device {device}",
-        file=path,
-        found=reason,
-        advice="run it with --device cpu, or install PyTorch for this device",
-    )
 
 
 class _Runner:
@@ -184,14 +152,14 @@ class _Runner:
 
     def run(self, image: Image) -> Image:
         """The whole picture at once."""
-        with self._explained(f"{image.shape[3]} x {image.shape[2]} px"):
+        with explained(self._path, self._device, f"{image.shape[3]} x {image.shape[2]} px"):
             return self._array(self._model(self._tensor(image)))
 
     def run_bands(self, images: Iterable[Image]) -> Iterator[Image]:
         """Bands of rows, from top to bottom."""
         bands = stream(self._model, map(self._tensor, images))
         while True:
-            with self._explained("bands of rows"):
+            with explained(self._path, self._device, "bands of rows"):
                 band = next(bands, None)
             if band is None:
                 return
@@ -204,20 +172,6 @@ class _Runner:
 
     def _array(self, output: Tensor) -> Image:
         return output.contiguous().cpu().float().numpy()
-
-    @contextmanager
-    def _explained(self, size: str) -> Generator[None]:
-        try:
-            with torch.inference_mode():
-                yield
-        except RuntimeError as error:
-            if "alloc" not in str(error) and "out of memory" not in str(error):
-                raise
-            raise ModelError(
-                f"memory ran out on {self._device} with {size}",
-                file=self._path,
-                advice="use smaller tiles, with --tile or --memory",
-            ) from error
 
 
 def activation_bytes(config: AetherConfig) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aether_converters.errors import EngineError
+from aether_converters.runtimes.devices import device_in_words
 from aether_converters.runtimes.upscaler import Image, SizeRange, Upscaler
 from aether_converters.tensorrt.backend import (
     COMPUTE_CAPABILITIES,
@@ -97,6 +98,7 @@ def open_engine(path: Path, *, device: str = "cuda", sidecar: Sidecar | None = N
         details=engine_details(sidecar),
         run=runner.run,
         size_ranges=tuple(_size_range(profile) for profile in sidecar.profiles),
+        computed_by=f"TensorRT on {device_in_words(f'cuda:{index}')}",
     )
 
 

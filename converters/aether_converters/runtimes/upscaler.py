@@ -72,7 +72,8 @@ class Upscaler:
         precision: In which its weights are stored: fp32, fp16, bf16 or fp64.
         channels: Of input and output.
         scale: Upscaling factor.
-        receptive_radius: Input px in each direction that an output pixel can depend on.
+        receptive_radius: Input px in each direction that an output pixel can depend on, or by which
+            tiles overlap where that is too many; see `sees`.
         global_context: Whether it depends on the whole image beyond that, so that tiles change it.
         looks_at_all: Names of what in it depends on the whole image, as far as they are known.
         fixed_size: (H, W) in px of the only input that it accepts, or None if any will do.
@@ -85,6 +86,9 @@ class Upscaler:
         streamer: Upscales large pictures without overlap, if the model allows it.
         size_ranges: Sizes that it accepts, or none if `fixed_size` or any will do.
         companions: Further files without which it is no model.
+        sees: Input px in each direction that an output pixel can depend on, where that is more than
+            `receptive_radius`; else 0.
+        computed_by: What computes it, in words; empty where that is not known.
     """
 
     path: Path
@@ -104,6 +108,8 @@ class Upscaler:
     steps: tuple[int, int] = (1, 1)
     takes: Callable[[tuple[int, int]], bool] = field(default=lambda _: False, repr=False)
     companions: tuple[Path, ...] = ()
+    sees: int = 0
+    computed_by: str = ""
 
     def accepted_size(self, height: int, width: int) -> tuple[int, int] | None:
         """The smallest size (H, W) in px that it accepts and that holds (height, width), or None.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from aether_converters.errors import EngineError, MissingExtraError
+from aether_converters.installation import install_line
 from aether_converters.tensorrt.driver import Driver, probe_driver
 
 BackendName = Literal["tensorrt", "tensorrt-rtx"]
@@ -97,15 +98,15 @@ def _preferred(driver: Driver) -> BackendName:
     if not there:
         raise MissingExtraError(
             "neither TensorRT nor TensorRT-RTX is installed",
-            advice='pip install "aether-spandrel[trt-rtx]" builds engines without a GPU; '
-            '"aether-spandrel[trt]" is for machines with one',
+            advice=f"{install_line('trt-rtx')} builds engines without a GPU; [trt] in place of "
+            "[trt-rtx] is for machines with one",
         )
     return "tensorrt" if "tensorrt" in there and driver.answers else there[-1]
 
 
 def missing_backend(name: BackendName, found: str = "") -> MissingExtraError:
     """The error for a TensorRT that cannot be imported."""
-    advice = f'pip install "aether-spandrel[{EXTRAS[name]}]"'
+    advice = install_line(EXTRAS[name])
     if name == "tensorrt":
         advice += (
             "; its libraries come from NVIDIA's own package index, which your network must reach: "
