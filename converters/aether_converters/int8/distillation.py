@@ -132,7 +132,7 @@ def distilled(
             yield learner.state(start)
 
 
-STATES: Final = 4  # how many states of a training are looked at
+STATES: Final = 2  # how many states of a training are looked at
 
 
 def _affordable(done: int, began: float, seconds: float) -> int:

@@ -125,18 +125,20 @@ class Workbench:
         """How far a state lies from the float network, on some patches; see `picture_error`."""
         return float(picture_error(self._differences(state, places)))
 
-    def psnr(self, state: Rounded) -> float:
-        """Against the float network, in dB."""
-        return -10 * math.log10(max(float(self._differences(state).square().mean()), 1e-20))
+    def measured(self, state: Rounded) -> tuple[float, float]:
+        """The error of a state, and its PSNR to the float network in dB."""
+        differences = self._differences(state, None)
+        squares = max(float(differences.square().mean()), 1e-20)
+        return float(picture_error(differences)), -10 * math.log10(squares)
 
     def fit(self, state: Rounded) -> bool:
         """Whether a state is near enough to the float network to be given to anybody."""
-        differences = self._differences(state)
+        differences = self._differences(state, None)
         shift = float(differences.mean(dim=(2, 3)).abs().max()) * LEVELS
         squares = float(differences.square().mean())
         return squares <= 10 ** (-LEAST_PSNR / 10) and shift <= LARGEST_SHIFT
 
-    def _differences(self, state: Rounded, places: Sequence[int] | None = None) -> Tensor:
+    def _differences(self, state: Rounded, places: Sequence[int] | None) -> Tensor:
         chosen = list(range(len(self.held_out)) if places is None else places)
         found = _run(simulate(state.network, state.plan), self.held_out[chosen])
         return found.clamp(0, 1) - self.expected[chosen].clamp(0, 1)
@@ -249,8 +251,8 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
 
     Whoever interrupts (Ctrl-C) gets the best state so far, as when the time is over.
     """
-    best, least = start, bench.error(start)
-    gains: list[Gain] = [Gain(step="calibrated", psnr=bench.psnr(start), kept=True, seconds=0.0)]
+    best, (least, psnr) = start, bench.measured(start)
+    gains: list[Gain] = [Gain(step="calibrated", psnr=psnr, kept=True, seconds=0.0)]
     steps = [step for step in STEPS if not (step.choice and bench.everything)]
     for number, step in enumerate(steps):
         before, began, note = best, time.monotonic(), ""
@@ -258,9 +260,9 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
         bench.told(step.name, number, len(steps))
         try:
             for state in step.states(before, bench):
-                error = bench.error(state)
+                error, figure = bench.measured(state)
                 if error < bar:
-                    best, least, bar = state, error, error
+                    best, least, bar, psnr = state, error, error, figure
         except KeyboardInterrupt as stop:
             if type(stop) is not KeyboardInterrupt:  # asked to end altogether
                 raise
@@ -268,7 +270,7 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
         gains.append(
             Gain(
                 step=step.name,
-                psnr=bench.psnr(best),
+                psnr=psnr,
                 kept=best is not before,
                 seconds=time.monotonic() - began,
                 note=note,
