@@ -13,6 +13,7 @@ from aether_converters.runtimes.devices import AUTO
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
 from aether_converters.runtimes.pytorch import open_checkpoint
 from aether_converters.runtimes.upscaler import (
+    SUFFIXES,
     Format,
     Upscaler,
     format_of,
@@ -61,7 +62,8 @@ def open_upscaler(
         MissingExtraError: The runtime for this format is not installed.
     """
     path = Path(path)
-    chosen = format or format_of(model_file(path))
+    named = path.suffix.lower() in SUFFIXES  # even a folder, which its own runtime refuses
+    chosen = format or format_of(path if named else model_file(path))
     if chosen != "onnx" and provider is not None:
         refuse_provider(provider, path)
     if chosen not in HOLD_CONSTANTS:
