@@ -95,6 +95,8 @@ def test_the_command_says_on_what_and_in_what_it_computes(
         assert capsys.readouterr().err == f"computed by PyTorch on the CPU, in {said}\n"
         results[dtype] = (model.parent / "photo_2x.png").read_bytes()
     assert results["auto"] == results["fp32"] != results["bf16"]
+    assert main(["upscale", str(model), str(photo), "--force", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dtype_is_for_pytorch(model: Path, capsys: pytest.CaptureFixture[str]):

@@ -33,6 +33,7 @@ from aether_converters.pictures.formats import format_named
 
 if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
+    from aether_converters.runtimes.upscaler import Upscaler
 
 UPSCALE: Final = """\
 Enlarge pictures with a .pth, .safetensors, .onnx, .engine or .param model: AetherNet, or any other
@@ -173,9 +174,8 @@ def run(options: argparse.Namespace) -> int:
         provider=provider_options(options),
         **options.constants,
     )
-    if architecture := upscaler.details.get("architecture"):
-        tell(f"{options.model.name} is no AetherNet but {architecture}, {upscaler.scale}x")
-    tell(f"computed by {upscaler.computed_by}")
+    if not options.quiet:
+        _print_model(options, upscaler)
     tiles = TileOptions(
         tile=options.tile, overlap=options.overlap, memory=int(options.memory * 2**30)
     )
@@ -210,6 +210,13 @@ def run(options: argparse.Namespace) -> int:
     finally:
         results.sum_up(len(jobs))
     return FAILED if results.of("failed") else 0
+
+
+def _print_model(options: argparse.Namespace, upscaler: Upscaler) -> None:
+    """What the model is, where that is unusual, and what computes it."""
+    if architecture := upscaler.details.get("architecture"):
+        tell(f"{options.model.name} is no AetherNet but {architecture}, {upscaler.scale}x")
+    tell(f"computed by {upscaler.computed_by}")
 
 
 class _Results:
