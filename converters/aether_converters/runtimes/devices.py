@@ -114,6 +114,37 @@ def computed_by(chosen: Chosen, dtype: str) -> str:
     return f"{words}; {chosen.against}" if chosen.against else words
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and in what a network is computed.
+
+    Attributes:
+        device: As PyTorch calls it.
+        dtype: One of `DTYPES`.
+        words: Both for people, and why no faster device was taken.
+    """
+
+    device: str
+    dtype: str
+    words: str
+
+
+def place_for(
+    path: Path, device: str, dtype: str, *, fits_float16: bool, fits_bfloat16: bool = True
+) -> Place:
+    """Where and in what the network of a file is computed; device and dtype may be `auto`.
+
+    Raises:
+        ModelError: The device is not there, or the network cannot be computed in the dtype.
+    """
+    chosen = chosen_device(device)
+    if device != AUTO:  # what was chosen has been tried
+        refuse_device(device, path)
+    dtype = chosen_dtype(dtype, chosen.device, fits_float16=fits_float16)
+    refuse_dtype(dtype, path, fits_float16=fits_float16, fits_bfloat16=fits_bfloat16)
+    return Place(device=chosen.device, dtype=dtype, words=computed_by(chosen, dtype))
+
+
 def refuse_dtype(dtype: str, path: Path, *, fits_float16: bool, fits_bfloat16: bool = True) -> None:
     """Raise ModelError where a network cannot be computed in a dtype."""
     if dtype not in DTYPES:

@@ -22,14 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from aether_converters.errors import ModelError
-from aether_converters.runtimes.devices import (
-    chosen_device,
-    chosen_dtype,
-    computed_by,
-    explained,
-    refuse_device,
-    refuse_dtype,
-)
+from aether_converters.runtimes.devices import explained, place_for
 from aether_converters.runtimes.upscaler import (
     PRECISIONS,
     Format,
@@ -168,18 +161,16 @@ def open_other(
         descriptor = load_other(checkpoint)
     except CheckpointError as error:
         raise error.in_file(path) from error.__cause__
-    chosen = chosen_device(device)
-    refuse_device(chosen.device, path)
-    dtype = chosen_dtype(dtype, chosen.device, fits_float16=descriptor.supports_half)
-    refuse_dtype(
-        dtype,
+    place = place_for(
         path,
+        device,
+        dtype,
         fits_float16=descriptor.supports_half,
         fits_bfloat16=descriptor.supports_bfloat16,
     )
     stored = next(descriptor.model.parameters()).dtype
     descriptor.model.requires_grad_(False)
-    descriptor.to(torch.device(chosen.device), PRECISIONS[dtype])
+    descriptor.to(torch.device(place.device), PRECISIONS[place.dtype])
     sight = _looked_at(descriptor, path)
     whole = tuple(sight.unknown)
     if descriptor.tiling is not ModelTiling.SUPPORTED:
@@ -206,7 +197,7 @@ def open_other(
             "architecture": descriptor.architecture.name,
         },
         run=partial(_run, descriptor, path),
-        computed_by=computed_by(chosen, dtype),
+        computed_by=place.words,
     )
 
 

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from aether_converters.errors import ModelError
-from aether_converters.runtimes.devices import (
-    chosen_device,
-    chosen_dtype,
-    computed_by,
-    explained,
-    refuse_device,
-    refuse_dtype,
-)
+from aether_converters.runtimes.devices import explained, place_for
 from aether_converters.runtimes.streaming import (
     can_stream,
     rows_per_band,
@@ -73,15 +66,12 @@ def open_checkpoint(
             return open_other(checkpoint, path, format, device, dtype)
     network = network_of(checkpoint, path, **constants)
     path = checkpoint.path or path
-    chosen = chosen_device(device)
-    refuse_device(chosen.device, path)
-    dtype = chosen_dtype(dtype, chosen.device, fits_float16=network.fits_float16)
-    refuse_dtype(dtype, path, fits_float16=network.fits_float16)
-    upscaler = _running(_moved(fuse(network), chosen.device).to(PRECISIONS[dtype]), path)
+    place = place_for(path, device, dtype, fits_float16=network.fits_float16)
+    upscaler = _running(_moved(fuse(network), place.device).to(PRECISIONS[place.dtype]), path)
     return replace(
         upscaler,
         format=format,
-        computed_by=computed_by(chosen, dtype),
+        computed_by=place.words,
         # What int8 tuning has left lies as far from its source as its weights are rounded.
         precision="int8" if TUNED in checkpoint.metadata else precision_name(network.dtype),
     )
