@@ -82,6 +82,7 @@ EXTRAS: Final = {
     "rich": "convert",
     "matplotlib": "bench",
     "ncnn": "ncnn",
+    "lpips": "lpips",
 }
 """The extra that brings each optional module."""
 

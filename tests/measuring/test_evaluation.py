@@ -18,6 +18,7 @@ import aether_converters
 from aether_converters import evaluate, open_upscaler, upscale
 from aether_converters.command_line.main import main
 from aether_converters.errors import ImageError
+from aether_converters.measuring import perceptual
 from aether_converters.measuring import quality as quality_module
 from aether_converters.measuring.evaluation import Comparing
 from aether_converters.measuring.quality import Quality, mean_quality, quality
@@ -27,6 +28,7 @@ from tests.support.tiny import tiny
 # Untyped.
 COLOR: Any = importlib.import_module("skimage.color")
 METRICS: Any = importlib.import_module("skimage.metrics")
+ALEXNET: Any = importlib.import_module("torchvision.models").alexnet
 
 
 def scene(seed: int, height: int = 64, width: int = 80) -> NDArray[np.uint8]:
@@ -257,3 +259,71 @@ def test_a_part_of_a_known_set_is_said_to_be_one(folder: Path, capsys: pytest.Ca
 def test_another_way_of_shrinking_is_refused(tmp_path: Path):
     with pytest.raises(ImageError, match="pictures are not made smaller in this way"):
         Comparing(originals=tmp_path, shrinking="lanczos")
+
+
+# LPIPS
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch keeps weights that it has fetched; what is not there cannot be had."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    perceptual.lpips_network.cache_clear()
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def put_alexnet(weights: Path) -> None:
+    """Random ones, the classifier all zeros that take no room."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        empty = ALEXNET().state_dict()
+    drawn = {
+        name: 0.1 * torch.randn(tensor.shape)
+        if name.startswith("features")
+        else torch.zeros(1).expand(tensor.shape)
+        for name, tensor in empty.items()
+    }
+    weights.mkdir(parents=True)
+    torch.save(drawn, weights / "alexnet-owt-7be5be79.pth")
+
+
+def test_lpips_is_that_of_its_own_package(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    put_alexnet(weights)
+    comparing = Comparing(originals=folder / "Set5" / "HR", lpips=True)
+    found = evaluate([folder / "model.pth"], comparing, kept=folder / "kept")
+    (file,) = found.files
+    original = scene(1, 41, 49)[:40, :48]
+    small = SHRINKING["bicubic-matlab"](planes(original), 2)
+    large = upscale(open_upscaler(folder / "model.pth"), np.moveaxis(small, 0, -1))
+    theirs = importlib.import_module("lpips")
+    inside = [theirs.im2tensor(picture[2:-2, 2:-2]) for picture in (large, original)]
+    with torch.inference_mode():
+        expected = float(theirs.LPIPS(net="alex", verbose=False)(*inside))
+    assert file.pictures["bird"].lpips == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.01
+    assert evaluate([folder / "model.pth"], comparing, kept=folder / "kept").files == found.files
+    arguments = ["evaluate", str(folder / "model.pth"), "--originals", str(folder / "Set5" / "HR")]
+    assert main([*arguments, "--lpips"]) == 0
+    assert f"{expected:.4f}" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "LPIPS" not in capsys.readouterr().out
+
+
+def test_equal_pictures_do_not_differ_and_small_ones_are_refused(weights: Path):
+    put_alexnet(weights)
+    picture = planes(scene(1))
+    assert perceptual.lpips(picture, picture, 4) == 0
+    with pytest.raises(ImageError, match="too small for LPIPS"):
+        perceptual.lpips(picture[:, :30], picture[:, :30], 0)
+
+
+@pytest.mark.usefixtures("weights")
+def test_weights_that_cannot_be_had_are_told(folder: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["evaluate", str(folder / "model.pth"), "--originals", str(folder / "Set5" / "HR")]
+    assert main([*arguments, "--lpips"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("the weights of AlexNet") == 1
+    assert "233 MB" in told

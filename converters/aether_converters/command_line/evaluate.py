@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EVALUATE: Final = """\
 Measure PSNR and SSIM of model files beside each other, on originals that are made smaller first or
-on low-resolution pictures of yours; on RGB and on Y, as papers do.
+on low-resolution pictures of yours; on RGB and on Y, as papers do. With --lpips, LPIPS, too.
 
 examples:
   aethernet evaluate model.pth --originals Set5/HR/
@@ -80,6 +80,11 @@ def add_evaluate(commands: Any) -> None:
         help="at each side that are not compared (default: the scale, as papers do)",
     )
     command.add_argument(
+        "--lpips",
+        action="store_true",
+        help="measure how different they look, too; needs the extra `lpips`",
+    )
+    command.add_argument(
         "--kept",
         type=named,
         metavar="FILE",
@@ -112,6 +117,7 @@ def run(options: argparse.Namespace) -> int:
         lowres=options.lowres,
         shrinking=options.shrinking,
         crop=options.crop,
+        lpips=options.lpips,
         tiles=TileOptions(memory=int(options.memory * 2**30)),
     )
     pictures = len(list(pictures_in(options.originals, recursive=False)))
@@ -139,11 +145,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_evaluation(found: Evaluation) -> None:
     name = found.set_name or "pictures"
+    lpips = any(file.mean is not None and file.mean.lpips is not None for file in found.files)
     table = Table(
         f"{name}, made smaller {found.lowres}"
         if found.lowres.startswith("by")
         else f"{name}, {found.lowres}",
-        COLUMNS,
+        (*COLUMNS, LPIPS) if lpips else COLUMNS,
     )
     pictures = dict.fromkeys(name for file in found.files for name in file.pictures)
     for picture in pictures:
@@ -163,10 +170,11 @@ def _print_evaluation(found: Evaluation) -> None:
         )
 
 
-def _cells(figures: Quality) -> tuple[str, str, str, str]:
+def _cells(figures: Quality) -> tuple[str, ...]:
     return (
         *_pair(figures.psnr, figures.ssim),
         *_pair(figures.psnr_y, figures.ssim_y),
+        *(() if figures.lpips is None else (f"{figures.lpips:.4f}",)),
     )
 
 
@@ -182,3 +190,4 @@ COLUMNS: Final = (
     ("PSNR Y", "right"),
     ("SSIM Y", "right"),
 )
+LPIPS: Final = ("LPIPS", "right")

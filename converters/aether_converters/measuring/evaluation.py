@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from aether_converters.errors import ImageError, fault_of
+from aether_converters.measuring.perceptual import lpips, lpips_network
 from aether_converters.measuring.quality import Quality, mean_quality, quality
 from aether_converters.pictures.formats import is_picture
 from aether_converters.pictures.jobs import pictures_in
@@ -52,6 +53,7 @@ class Comparing:
         lowres: The folder of what is enlarged; None: the originals made smaller.
         shrinking: How, a name of `SHRINKING`.
         crop: Px at each side that are not compared; None: as many as the scale.
+        lpips: Whether LPIPS is measured, too.
         tiles: How large pictures are cut.
     """
 
@@ -59,6 +61,7 @@ class Comparing:
     lowres: Path | None = None
     shrinking: str = "bicubic-matlab"
     crop: int | None = None
+    lpips: bool = False
     tiles: TileOptions = field(default_factory=TileOptions)
 
     def __post_init__(self) -> None:
@@ -174,7 +177,10 @@ def evaluate(
 
     Raises:
         ImageError: There is no picture in the folder of the originals.
+        MissingExtraError: What LPIPS needs is not installed.
     """
+    if comparing.lpips:
+        lpips_network()
     originals = [path for path, _ in pictures_in(comparing.originals, recursive=False)]
     memory = _Memory(kept)
     faults: list[AetherError] = []
@@ -246,6 +252,7 @@ class _Run:
             "shrinking": "" if given else self.comparing.shrinking,
             "crop": self.crop,
             "tiles": asdict(self.comparing.tiles),
+            **({"lpips": "0.1, alex"} if self.comparing.lpips else {}),
         }
         return self.memory.recalled(key) or self.memory.keep(key, self._computed(original, given))
 
@@ -284,7 +291,10 @@ class _Run:
         found = upscale_picture(self.upscaler, lowres, self.comparing.tiles).color
         if len(found) != len(color):
             found = np.broadcast_to(found, color.shape)
-        return quality(found, color, self.crop)
+        figures = quality(found, color, self.crop)
+        if not self.comparing.lpips:
+            return figures
+        return replace(figures, lpips=lpips(found, color, self.crop))
 
 
 def _cropped(original: Picture, small: Sequence[int], scale: int) -> Planes:

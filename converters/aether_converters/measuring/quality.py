@@ -31,12 +31,14 @@ class Quality:
         ssim: The mean of the channels.
         psnr_y: Of the luma, BT.601 from 16 to 235, not rounded.
         ssim_y: The same.
+        lpips: How different they look, from 0 (not at all) on; None where it was not asked for.
     """
 
     psnr: float | None
     ssim: float
     psnr_y: float | None
     ssim_y: float
+    lpips: float | None = None
 
 
 def quality(found: Planes, original: Planes, crop: int) -> Quality:
@@ -84,6 +86,7 @@ def mean_quality(found: Sequence[Quality]) -> Quality:
         ssim=mean("ssim") or 0.0,
         psnr_y=mean("psnr_y"),
         ssim_y=mean("ssim_y") or 0.0,
+        lpips=mean("lpips"),
     )
 
 
