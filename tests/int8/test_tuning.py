@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor, nn
@@ -18,19 +20,27 @@ from torch import Tensor, nn
 from aether_converters import convert, verify
 from aether_converters.int8.calibration import calibrate
 from aether_converters.int8.distillation import Lessons, Rounded, distilled, of_head, whole
-from aether_converters.int8.migration import migrated, passages
+from aether_converters.int8.migration import (
+    STRENGTHS,
+    channels_of_inputs,
+    migrated,
+    passages,
+)
 from aether_converters.int8.patches import Patches, built_in_patches, gathered
 from aether_converters.int8.plan import (
+    HEAD,
     TARGETS,
+    Grid,
     QuantisationPlan,
     Target,
     chosen_layers,
     quantised_weight,
     recentred,
     simulate,
+    spanning_grid,
 )
 from aether_converters.int8.planning import Int8Options, quantise_network
-from aether_converters.int8.rounding import largest_inputs, rounded_rows, rounded_weights
+from aether_converters.int8.rounding import rounded_rows, rounded_weights
 from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
 from aether_converters.source import read_source
 from aether_core import AetherNet
@@ -86,12 +96,13 @@ def test_channels_of_like_size_give_the_same_picture(changes: dict[str, Any]):
     made = network(**changes)
     seen = batch(patches(made.config.in_chans).seen)
     layers = chosen_layers(made, "tensorrt")
-    moved = migrated(made, largest_inputs(made, dict.fromkeys(layers), seen), 1.0)
+    moved = migrated(made, channels_of_inputs(made, layers, seen), "tensorrt", [1.0])
     torch.testing.assert_close(run(moved, seen), run(made, seen), atol=2e-5, rtol=1e-5)
-    before, after = (largest_inputs(n, dict.fromkeys(layers), seen) for n in (made, moved))
+    before, after = (channels_of_inputs(n, layers, seen) for n in (made, moved))
     for passage in passages(made):
         for taker in set(passage.takers) & set(layers):
-            spread = [float(sizes[taker].max() / sizes[taker].min()) for sizes in (before, after)]
+            sizes = [channels[taker].largest for channels in (before, after)]
+            spread = [float(size.max() / size.min()) for size in sizes]
             assert spread[1] < min(spread[0], 1.01), taker
 
 
@@ -101,9 +112,58 @@ def test_channels_of_other_revisions_move_too(revision: str, tmp_path: Path):
     source = read_source(tmp_path / "a.pth")
     made = quantise_network(source.network, "tensorrt", UNTUNED).network
     seen = batch(patches(made.config.in_chans).seen)
-    layers = dict.fromkeys(chosen_layers(made, "tensorrt"))
-    moved = migrated(made, largest_inputs(made, layers, seen), 1.0)
+    layers = chosen_layers(made, "tensorrt")
+    moved = migrated(made, channels_of_inputs(made, layers, seen), "tensorrt", [1.0])
     torch.testing.assert_close(run(moved, seen), run(made, seen), atol=1e-4, rtol=1e-4)
+
+
+def uneven(head: float = 1.0) -> AetherNet:
+    """A network whose channels before the last layer differ, and whose weights make up for it."""
+    made = network()
+    with torch.no_grad():
+        giver = cast(nn.Conv2d, cast(Any, made.upsample)[0])
+        factors = torch.logspace(-1, 1, 64) * head
+        rows = factors.repeat_interleave(4)
+        giver.weight.mul_(rows[:, None, None, None])
+        cast(Tensor, giver.bias).mul_(rows)
+        made.conv_last.weight.div_(factors[:, None, None])
+    return made
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("make", [network, uneven])
+def test_channels_move_as_far_as_it_pays(target: Target, make: Callable[[], AetherNet]):
+    made = make()
+    layers = chosen_layers(made, target)
+    seen, unseen = batch(patches().seen), batch(patches().held_out)
+    inputs = channels_of_inputs(made, layers, seen)
+
+    def error(*strengths: float) -> float:
+        moved = migrated(made, inputs, target, strengths or STRENGTHS)
+        plan = calibrate(moved, target, layers, patches().seen)
+        rounded = simulate(moved, plan)
+        return float((run(rounded, unseen) - run(made, unseen)).square().mean())
+
+    assert error() < 1.1 * min(error(0.0), error(1.0))
+
+
+# Ranges
+
+
+def test_what_an_activation_makes_little_of_takes_little_room_of_a_range():
+    made = network()
+    found: list[Tensor] = []
+    made.get_submodule(HEAD).register_forward_hook(
+        lambda _layer, _inputs, given: found.append(cast(Tensor, given))
+    )
+    run(made, batch(patches().seen))
+    low, high = (float(end) for end in torch.aminmax(found[0]))
+
+    def error(grid: Grid) -> float:
+        left = F.leaky_relu(grid.rounded(found[0]), 0.01) - F.leaky_relu(found[0], 0.01)
+        return float(left.square().mean())
+
+    assert error(planned(made, "cpu").outputs[HEAD]) < 0.5 * error(spanning_grid(low, high))
 
 
 # Weights rounded together
@@ -180,6 +240,30 @@ def test_a_network_learns_what_its_rounding_has_lost(target: Target):
         return float((found - run(made, unseen)).square().mean())
 
     assert error(end) < 0.3 * error(start)
+
+
+def test_how_large_a_layer_is_scaled_has_no_say_in_how_it_learns():
+    left: list[float] = []
+    for scale in (1.0, 1000.0):
+        made = uneven(scale)
+        start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+        *_, end = distilled(start, lessons(made, 8, 30), quiet)
+        unseen = batch(built_in_patches(3, 12, 32)[8:])
+        found = run(simulate(end.network, end.plan), unseen)
+        left.append(float((found - run(made, unseen)).square().mean()))
+    assert 0.5 < left[1] / left[0] < 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_learnt_from_what_lies_beyond_white(target: Target):
+    made = network()
+    with torch.no_grad():
+        cast(Tensor, made.conv_last.bias).add_(2.0)
+    start = Rounded(network=made, plan=planned(made, target), exact=made)
+    errors: list[float] = []
+    assert float(run(made, batch(patches().seen)).min()) > 1
+    list(distilled(start, lessons(made, 4, 2), lambda _done, _of, error: errors.append(error)))
+    assert errors == [0, 0]
 
 
 def test_learning_twice_gives_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from aether_converters.int8.plan import (
     FIRST,
     GATE,
+    HEAD,
     LAST,
     MAIN,
     PICTURE,
@@ -41,9 +43,16 @@ PERCENTILE: Final = 99.99
 BINS: Final = 4096
 SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
 """Of the largest values met: where `mse` tries to end a range."""
+LOW_SHARES: Final = (1.0, 0.3, 0.1, 0.03, 0.01, 0.0)
+"""Of the lowest value met, where an activation stands behind that makes little of it."""
+
 HOPELESS: Final = 4.0
 """Times the least error with which a range is given up, and with it all that end sooner: what they
 cut off only grows, and is most of the error already."""
+
+Ends = tuple[float, float]  # shares of the lowest and of the highest value met
+BOTH_ENDS: Final[tuple[Ends, ...]] = tuple((share, share) for share in SHARES)
+EACH_END: Final[tuple[Ends, ...]] = tuple(itertools.product(LOW_SHARES, SHARES))
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,15 @@ class _Statistics:
         low: The smallest value.
         high: The largest.
         counts: How many values fell into each of `BINS` between them.
-        errors: For each of `SHARES`, the squared error that rounding within it makes; infinite
-            where it was given up.
+        ends: Where `mse` tries to end the range.
+        errors: For each of `ends`, the squared error that rounding within it makes; infinite where
+            it was given up.
     """
 
     low: float
     high: float
     counts: Tensor
+    ends: tuple[Ends, ...]
     errors: Tensor
 
 
@@ -143,8 +154,8 @@ def _grid(statistics: _Statistics, target: Target, method: Method) -> Grid:
         low = min(float(edges[int((shares < tail).sum())]), 0.0)
         high = max(float(edges[int((shares < 1 - tail).sum()) + 1]), 0.0)
     elif method == "mse":
-        share = SHARES[int(statistics.errors.argmin())]
-        low, high = low * share, high * share
+        of_low, of_high = statistics.ends[int(statistics.errors.argmin())]
+        low, high = low * of_low, high * of_high
     return grid_for(low, high, target)
 
 
@@ -158,10 +169,11 @@ def _statistics(
     """What the network's tensors are like; in two runs, for the second needs their extremes."""
     found: dict[Point, _Statistics] = {}
 
-    def extremes(point: Point, x: Tensor, _: Callable[[Tensor], Tensor]) -> None:
+    def extremes(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
         low, high = (float(end) for end in torch.aminmax(x))
+        ends = EACH_END if isinstance(result, nn.LeakyReLU) else BOTH_ENDS
         seen = found.setdefault(
-            point, _Statistics(low, high, torch.zeros(BINS), torch.zeros(len(SHARES)))
+            point, _Statistics(low, high, torch.zeros(BINS), ends, torch.zeros(len(ends)))
         )
         seen.low, seen.high = min(seen.low, low), max(seen.high, high)
 
@@ -172,12 +184,13 @@ def _statistics(
     def errors(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
         seen = found[point]
         exact = result(x)
-        for index, share in enumerate(SHARES):
+        for index, (of_low, of_high) in enumerate(seen.ends):
             if seen.errors[index].isinf():
                 break
-            grid = grid_for(seen.low * share, seen.high * share, target)
+            grid = grid_for(seen.low * of_low, seen.high * of_high, target)
             seen.errors[index] += (result(grid.rounded(x)) - exact).square().mean()
-            if seen.errors[index] > HOPELESS * seen.errors[: index + 1].min():
+            narrower = seen.ends is BOTH_ENDS
+            if narrower and seen.errors[index] > HOPELESS * seen.errors[: index + 1].min():
                 seen.errors[index:] = torch.inf
                 break
 
@@ -209,7 +222,7 @@ def _shown(network: AetherNet, points: Collection[Point], seen: Seen) -> Generat
             if taken in wanted:
                 seen(taken, inputs[0], lambda x: type(layer).forward(cast(Any, layer), x))
             if given in wanted:
-                seen(given, output, _itself)
+                seen(given, output, _behind(network, name))
             if activated in wanted and name.endswith(GATE):
                 part = cast(GatedFFN, network.get_submodule(activated.part))
                 seen(activated, part.activation(output), _itself)
@@ -223,6 +236,13 @@ def _shown(network: AetherNet, points: Collection[Point], seen: Seen) -> Generat
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _behind(network: AetherNet, layer: str) -> Callable[[Tensor], Tensor]:
+    """What becomes of a layer's result before it is rounded once more."""
+    head = network.conv_before_upsample
+    activated = layer == HEAD and network.config.head_activation
+    return cast("Callable[[Tensor], Tensor]", head[1]) if activated else _itself
 
 
 def _itself(x: Tensor) -> Tensor:

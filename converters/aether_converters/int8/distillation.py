@@ -36,9 +36,12 @@ from aether_spandrel.inference import channels_last
 COLOUR: Final = 1.0
 """How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
 
-WEIGHT_RATE: Final = 1e-4
+WEIGHT_RATE: Final = 0.02
+"""Of weights, in steps of their grids: how large a layer's are has no say in how it learns."""
+
 SHIFT_RATE: Final = 3e-4  # of biases and norms
 STEP_RATE: Final = 1e-3  # of the logarithms of steps
+SMALLEST_GRADIENT: Final = 1e-15  # those of weights in steps are that much smaller
 WARM_UP: Final = 10  # batches in which rates rise
 PART: Final = 48  # channels of a depthwise convolution at a time, for which oneDNN is fast
 SEED: Final = 20261128
@@ -109,7 +112,7 @@ def distilled(
     """
     device = lessons.taken.device
     learner = _Learner(start, device)
-    optimiser = torch.optim.Adam(learner.rates(), betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(learner.rates(), betas=(0.9, 0.99), eps=SMALLEST_GRADIENT)
     peaks = [group["lr"] for group in optimiser.param_groups]
     random = torch.Generator().manual_seed(SEED)
     total, late, began = lessons.batches, 0.0, time.monotonic()
@@ -119,7 +122,8 @@ def distilled(
             group["lr"] = lessons.rate * peak * _share_of_rate(done, total)
         chosen = torch.randint(len(lessons.taken), (lessons.batch,), generator=random)
         found = lessons.run(learner.network, lessons.taken[chosen])
-        error = picture_error(found - lessons.expected[chosen])
+        # Beyond black and white nothing is seen, and the CPU's integers end there.
+        error = picture_error(found.clamp(0, 1) - lessons.expected[chosen].clamp(0, 1))
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -228,7 +232,10 @@ class _Learner:
 
 
 class _Layer(nn.Module):
-    """A convolution or linear map whose input, weights and result are rounded as a plan says."""
+    """A convolution or linear map whose input, weights and result are rounded as a plan says.
+
+    Weights that are rounded are kept in steps of their grids.
+    """
 
     def __init__(
         self,
@@ -244,8 +251,11 @@ class _Layer(nn.Module):
         self._groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         weight = layer.weight.detach()
         self._steps = weight_scales(weight).reshape(-1, *[1] * (weight.dim() - 1))
-        learnt = taken is not None and not self._depthwise
-        self.weight = nn.Parameter(weight.clone(), requires_grad=learnt)
+        rounded = taken is not None
+        self.weight = nn.Parameter(
+            weight / self._steps if rounded else weight.clone(),
+            requires_grad=rounded and not self._depthwise,
+        )
         self.bias = nn.Parameter(cast(Tensor, layer.bias).detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +263,7 @@ class _Layer(nn.Module):
         weight = self.weight
         if self._taken is not None:
             x = self._taken(x)
-            weight = cast(Tensor, _Nearest.apply(weight, self._steps))
+            weight = cast(Tensor, _Nearest.apply(weight)) * self._steps
         if self._depthwise:
             y = cast(Tensor, _Depthwise.apply(x, weight)) + self.bias[:, None, None]
         elif self._linear:
@@ -269,14 +279,14 @@ class _Layer(nn.Module):
         """
         if self._taken is None:
             return self.weight.detach()
-        integers = _integers(self.weight.detach(), self._steps).flatten(1)
+        integers = _integers(self.weight.detach()).flatten(1)
         largest = integers.abs().argmax(dim=1, keepdim=True)
         ends = integers.gather(1, largest).sign() * WEIGHT_LIMIT
         return integers.scatter(1, largest, ends).reshape(self.weight.shape) * self._steps
 
 
-def _integers(weight: Tensor, steps: Tensor) -> Tensor:
-    return (weight / steps).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+def _integers(weight: Tensor) -> Tensor:
+    return weight.round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
 
 
 class _Rounding:
@@ -331,17 +341,17 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, weight: Tensor, steps: Tensor
+        ctx: Any, weight: Tensor
     ) -> Tensor:
         del ctx
-        return _integers(weight, steps) * steps
+        return _integers(weight)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> Tensor:
         del ctx
-        return gradient, None
+        return gradient
 
 
 class _Depthwise(torch.autograd.Function):

@@ -5,6 +5,9 @@ with few of the 256 values. What gives the channel can give it larger and the la
 smaller for it, without any change of the result, where nothing but an operator that keeps scales
 stands between the two: a pixel shuffle, a LeakyReLU, the product with a gate.
 
+How far they become equal differs: channels of one size are rounded best, but weights of a row, one
+step for all of them, less well. What either costs is known before anything is rounded.
+
 The ideas: Nagel et al., arXiv:1906.04721 (equalisation), Xiao et al., arXiv:2211.10438 (norms).
 """
 
@@ -12,15 +15,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
-from aether_converters.int8.plan import LAST, MAIN
-from aether_core import AetherConfig, AetherNet
+from aether_converters.int8.calibration import AT_ONCE
+from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for
+from aether_core import AetherConfig, AetherNet, weight_scales
+from aether_spandrel.inference import channels_last
+
+STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""From nothing that moves to channels that are equally large."""
 
 SMALLEST: Final = 1e-3
 """Of the largest channel: one that is smaller stays smaller, for nobody sees its rounding."""
@@ -56,7 +65,7 @@ def passages(network: AetherNet) -> Iterator[Passage]:
 
 
 def _of_head(config: AetherConfig) -> Iterator[Passage]:
-    names = ["conv_before_upsample.0"]
+    names = [HEAD]
     repeats = [1]
     for index, (factor, _) in enumerate(config.upsampler):
         names.append(f"upsample.{2 * index}")
@@ -65,20 +74,49 @@ def _of_head(config: AetherConfig) -> Iterator[Passage]:
         yield Passage(giver=giver, takers=(taker,), repeats=rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """What the channels (C) of a layer's input are like.
+
+    Attributes:
+        low: The smallest value of each.
+        high: The largest.
+        power: The mean square.
+    """
+
+    low: Tensor
+    high: Tensor
+    power: Tensor
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest absolute value of each."""
+        return torch.maximum(self.high, -self.low)
+
+
 @torch.no_grad()
-def migrated(network: AetherNet, largest: Mapping[str, Tensor], strength: float) -> AetherNet:
+def migrated(
+    network: AetherNet,
+    inputs: Mapping[str, Channels],
+    target: Target,
+    strengths: Sequence[float] = STRENGTHS,
+) -> AetherNet:
     """A copy that computes the same, with channels of more equal size at each passage.
 
     Args:
         network: Fused, in float32.
-        largest: By layer in int8, the largest absolute value (C) of each channel of its input.
-        strength: From 0 (nothing moves) to 1 (channels become equally large).
+        inputs: By layer in int8, what its input is like; see `channels_of_inputs`.
+        target: On whose grids they are rounded.
+        strengths: Of which each passage has the one that costs least.
     """
     moved = copy.deepcopy(network)
     for passage in passages(moved):
-        known = [largest[name] for name in passage.takers if name in largest]
-        if known:
-            _move(moved, passage, _factors(torch.stack(known).amax(dim=0), strength))
+        taken = {name: inputs[name] for name in passage.takers if name in inputs}
+        if taken:
+            largest = torch.stack([channels.largest for channels in taken.values()]).amax(dim=0)
+            tried = [_factors(largest, strength) for strength in strengths]
+            costs = [_cost(moved, taken, target, factors) for factors in tried]
+            _move(moved, passage, tried[costs.index(min(costs))])
     return moved
 
 
@@ -86,6 +124,30 @@ def _factors(largest: Tensor, strength: float) -> Tensor:
     """By how much each channel becomes smaller; their geometric mean is 1."""
     sizes = largest.clamp(min=float(largest.max()) * SMALLEST).clamp(min=1e-12).double().log()
     return (strength * (sizes - sizes.mean())).exp().float()
+
+
+def _cost(
+    network: AetherNet, taken: Mapping[str, Channels], target: Target, factors: Tensor
+) -> float:
+    """What rounding adds to the results of these layers, in twelfths of a mean square.
+
+    An error that is spread evenly over a step has a twelfth of its square as its mean square. That
+    of an input meets all weights of its channel, that of a weight all values of its channel.
+    """
+    cost = 0.0
+    for name, channels in taken.items():
+        weight = cast(Tensor, network.get_submodule(name).weight).detach()
+        rows = weight.reshape(*weight.shape[:2], -1) * factors[:, None]
+        low, high = (float(ends) for ends in _ends(channels, factors))
+        of_input = grid_for(low, high, target).scale ** 2 * rows.square().sum()
+        power = (channels.power / factors.square()).sum() * rows.shape[2]
+        of_weights = weight_scales(rows).square().sum() * power
+        cost += float(of_input + of_weights)
+    return cost
+
+
+def _ends(channels: Channels, factors: Tensor) -> tuple[Tensor, Tensor]:
+    return (channels.low / factors).min(), (channels.high / factors).max()
 
 
 def _move(network: AetherNet, passage: Passage, factors: Tensor) -> None:
@@ -96,3 +158,32 @@ def _move(network: AetherNet, passage: Passage, factors: Tensor) -> None:
     for name in passage.takers:
         weight = cast(nn.Conv2d, network.get_submodule(name)).weight
         weight.mul_(factors.reshape(1, -1, *[1] * (weight.dim() - 2)))
+
+
+def channels_of_inputs(
+    network: AetherNet, layers: Iterable[str], batch: Tensor
+) -> dict[str, Channels]:
+    """By layer, what its input is like on pictures (N, C, H, W) in [0, 1]."""
+    found: dict[str, Channels] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            (x,) = inputs
+            low, high = torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)
+            power = x.square().mean(dim=(0, 2, 3)) * (len(x) / len(batch))
+            seen = found.get(name, Channels(low=low, high=high, power=torch.zeros_like(power)))
+            found[name] = Channels(
+                low=torch.minimum(seen.low, low),
+                high=torch.maximum(seen.high, high),
+                power=seen.power + power,
+            )
+
+        return hook
+
+    with torch.inference_mode(), ExitStack() as hooks:
+        for name in layers:
+            handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
+            hooks.callback(handle.remove)
+        for start in range(0, len(batch), AT_ONCE):
+            network(channels_last(batch[start : start + AT_ONCE]))
+    return found

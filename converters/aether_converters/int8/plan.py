@@ -30,6 +30,7 @@ Target = Literal["tensorrt", "cpu"]
 TARGETS: Final[tuple[Target, ...]] = get_args(Target)
 
 FIRST: Final = "conv_first"
+HEAD: Final = "conv_before_upsample.0"
 LAST: Final = "conv_last"
 GATE: Final = "fc1_gate"
 MAIN: Final = "fc1_main"
@@ -292,5 +293,5 @@ def shuffled_into(config: AetherConfig) -> dict[str, str]:
     """By layer whose result reaches another layer unchanged but for its order: that layer."""
     steps = len(SCALES[config.scale]) if config.head_widths is None else len(config.head_widths)
     heads = [f"upsample.{2 * index}" for index in range(steps)]
-    first = [] if config.head_activation else ["conv_before_upsample.0"]
+    first = [] if config.head_activation else [HEAD]
     return dict(itertools.pairwise([*first, *heads, LAST]))

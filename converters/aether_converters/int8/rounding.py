@@ -10,7 +10,7 @@ takes one run of the network and a Cholesky decomposition a layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -184,25 +184,3 @@ def _order_and_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
     cholesky = cast("Callable[..., Tensor]", torch.linalg.cholesky)
     inverse = torch.cholesky_inverse(cholesky(damped))
     return order, cholesky(inverse, upper=True).float()
-
-
-def largest_inputs(
-    network: AetherNet, layers: Mapping[str, object], batch: Tensor
-) -> dict[str, Tensor]:
-    """By layer, the largest absolute value (C) of each channel of its input."""
-    found: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            seen = inputs[0].abs().amax(dim=(0, 2, 3))
-            found[name] = torch.maximum(found[name], seen) if name in found else seen
-
-        return hook
-
-    with torch.inference_mode(), ExitStack() as hooks:
-        for name in layers:
-            handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
-            hooks.callback(handle.remove)
-        for start in range(0, len(batch), AT_ONCE):
-            network(channels_last(batch[start : start + AT_ONCE]))
-    return found

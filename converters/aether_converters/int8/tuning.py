@@ -25,10 +25,10 @@ from aether_converters.int8.distillation import (
     picture_error,
     whole,
 )
-from aether_converters.int8.migration import migrated
+from aether_converters.int8.migration import channels_of_inputs, migrated
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import LAST, LEVELS, QuantisationPlan, simulate
-from aether_converters.int8.rounding import largest_inputs, rounded_weights
+from aether_converters.int8.rounding import rounded_weights
 from aether_converters.int8.sensitivity import macs_per_pixel
 from aether_converters.measuring.figures import loss_of
 from aether_converters.runtimes.upscaler import Image
@@ -51,9 +51,6 @@ LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 o
 """Beyond that, layers go back to float."""
 
 FEW: Final = 6  # one in so many patches tells which layer costs most
-STRENGTH: Final = 0.5
-"""How far channels become equally large."""
-
 SHARE_OF_ALL: Final = 0.5  # of the time: in it the whole network learns, before that its head
 RATE_OF_ALL: Final = 0.3  # relative to that of the head, which is the nearest to the picture
 BATCH: Final = 2  # pictures
@@ -167,8 +164,8 @@ def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]
 
 
 def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    largest = largest_inputs(state.exact, state.plan.inputs, _batch(bench.patches.seen))
-    network = migrated(state.exact, largest, STRENGTH)
+    inputs = channels_of_inputs(state.exact, state.plan.inputs, _batch(bench.patches.seen))
+    network = migrated(state.exact, inputs, state.plan.target)
     moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
     yield from _with_rounded_weights(moved, bench)
 
