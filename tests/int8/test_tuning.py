@@ -60,7 +60,7 @@ def network(**changes: Any) -> AetherNet:
 
 
 def checkpoint(folder: Path, **changes: Any) -> Path:
-    path = folder / "2x_tiny.pth"
+    path = folder / f"{changes.get('scale', 2)}x_tiny.pth"
     torch.save(network(**changes).state_dict(), path)
     return path
 
@@ -427,9 +427,8 @@ def test_the_head_of_a_network_makes_its_picture_of_what_its_body_gives():
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_tuned_checkpoint_is_converted_again_without_tuning(target: Target, tmp_path: Path):
     options = Int8Options(targets=(target,), tune=0.5)
-    first = convert(
-        checkpoint(tmp_path), tmp_path / "a", to=["pth", "onnx"], precision=["int8"], int8=options
-    )
+    model = checkpoint(tmp_path, scale=1)
+    first = convert(model, tmp_path / "a", to=["pth", "onnx"], precision=["int8"], int8=options)
     assert first.passed, [artefact.problem for artefact in first.artefacts]
     kept, graph = (artefact.path for artefact in first.artefacts)
     (again,) = convert(
@@ -450,10 +449,10 @@ def numbers(path: Path) -> list[Any]:
 
 
 def test_a_tuned_checkpoint_serves_the_other_target_and_one_size(tmp_path: Path):
-    model = checkpoint(tmp_path)
+    model = checkpoint(tmp_path, scale=1)
     convert(model, tmp_path / "a", to=["pth"], precision=["int8"], int8=Int8Options(tune=0.5))
     report = convert(
-        tmp_path / "a" / "2x_tiny_int8.pth",
+        tmp_path / "a" / "1x_tiny_int8.pth",
         tmp_path / "b",
         to=["onnx"],
         precision=["int8"],

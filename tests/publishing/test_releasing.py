@@ -300,13 +300,14 @@ def test_only_short_lines_are_taken_from_files():
 
 
 def test_a_release_in_int8_says_how_it_was_made(tmp_path: Path):
-    command = ["release", str(saved(tmp_path / "tiny.pth")), "--out", str(tmp_path / "out")]
+    torch.save(tiny(scale=1).state_dict(), tmp_path / "tiny.pth")
+    command = ["release", str(tmp_path / "tiny.pth"), "--out", str(tmp_path / "out")]
     command += ["--to", "pth,onnx", "--precision", "fp32,int8", "--int8-target", "cpu"]
     assert main([*command, "--tune", "1s"]) == 0
-    for name in ("2x_tiny_int8_cpu.onnx", "2x_tiny_int8_cpu.pth", "2x_tiny_fp32.pth"):
+    for name in ("1x_tiny_int8_cpu.onnx", "1x_tiny_int8_cpu.pth", "1x_tiny_fp32.pth"):
         assert (tmp_path / "out" / name).exists()
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    (line,) = re.findall(r"^- `2x_tiny_int8_cpu.onnx`: .*$", card, re.MULTILINE)
+    (line,) = re.findall(r"^- `1x_tiny_int8_cpu.onnx`: .*$", card, re.MULTILINE)
     assert "ranges come from built-in pictures" in line
     assert re.search(r"calibrated [\d.]+ dB, .*distilled [\d.]+ dB", line)
     assert re.search(r"colours move by at most [\d.]+ levels", line)
