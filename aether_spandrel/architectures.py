@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from spandrel import MAIN_REGISTRY, ArchRegistry, ImageModelDescriptor
+from spandrel import MAIN_REGISTRY, ArchRegistry, ImageModelDescriptor, ModelBase
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
@@ -56,7 +56,7 @@ def load_other(checkpoint: Checkpoint) -> Descriptor:
     held = sum(tensor.nbytes for tensor in tensors.values())
     try:
         with _Ceiling(held):
-            model: object = _registry().load(dict(tensors))
+            model: ModelBase[Any] = _registry().load(dict(tensors))
     except CheckpointError:
         raise
     except Exception as error:
@@ -67,14 +67,23 @@ def load_other(checkpoint: Checkpoint) -> Descriptor:
             advice="check that the file is whole, or update with: pip install --upgrade spandrel "
             "spandrel_extra_arches",
         ) from error
+    return of_pictures(model).eval()
+
+
+def of_pictures(model: ModelBase[Any]) -> Descriptor:
+    """What spandrel has loaded, if it maps one picture of any size to another.
+
+    Raises:
+        CheckpointError: It takes something else.
+    """
     if not isinstance(model, ImageModelDescriptor) or model.size_requirements.square:
         raise CheckpointError(
             "this network enlarges no pictures",
             expected="one that takes a picture of any size, and gives one",
-            found=f"{name}, which takes a mask with it or one square alone",
+            found=f"{model.architecture.name}, which takes a mask with it or one square alone",
             advice="open it in a program that is made for it",
         )
-    return model.eval()
+    return model
 
 
 def _registry() -> ArchRegistry:

@@ -1,4 +1,4 @@
-"""Networks of other architectures that spandrel knows: `upscale` runs them, nothing else does."""
+"""Networks of other architectures that spandrel knows: they are run, and not converted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spandrel.architectures.SAFMN.__arch.safmn import SAFMN
 from spandrel.architectures.SPAN.__arch.span import SPAN
 from torch import nn
 
-from aether_converters import ModelError, open_upscaler, verify
+from aether_converters import ModelError, open_upscaler, upscale, verify
 from aether_converters.command_line.main import main
 from aether_converters.measuring.benchmark import benchmark
 from aether_converters.pictures.tiling import plan_tiles, upscale_image
@@ -101,6 +101,36 @@ def test_the_command_says_which_network_it_is_and_what_computes_it(
         "computed by PyTorch on the CPU, in fp32\n"
     )
     assert Image.open(tmp_path / "photo_2x.png").size == (48, 32)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_spandrel_has_loaded_is_called_with_arrays(name: str, tmp_path: Path):
+    path = saved(NETWORKS[name](), tmp_path)
+    loaded: Any = ModelLoader().load_from_file(path)
+    picture = np.rint(255 * noise(43, 55)).astype(np.uint8).transpose(1, 2, 0)
+    found = upscale(loaded, picture)
+    assert np.array_equal(found, upscale(path, picture))
+    opened = open_upscaler(loaded)  # looked at once, for any number of calls
+    assert opened.details["architecture"] == loaded.architecture.name
+    tiles = upscale(opened, picture, tile=2 * opened.receptive_radius + 10).astype(int)
+    assert np.abs(tiles - found).max() <= 1
+    rounded = upscale(loaded.bfloat16(), picture)
+    assert np.array_equal(rounded, upscale(path, picture, dtype="bf16"))
+    assert not np.array_equal(rounded, found)
+
+
+def test_a_loaded_network_stays_where_it_is(tmp_path: Path):
+    loaded: Any = ModelLoader().load_from_file(saved(compact(), tmp_path))
+    with pytest.raises(ModelError, match="the model is open already") as refusal:
+        open_upscaler(loaded, device="cpu", dtype="bf16")
+    assert refusal.value.found == "device, dtype"
+
+
+def test_a_loaded_network_that_takes_a_mask_is_refused():
+    loaded: Any = ModelLoader().load_from_state_dict(LaMa(in_nc=4, out_nc=3).state_dict())
+    with pytest.raises(CheckpointError, match="this network enlarges no pictures") as refusal:
+        upscale(loaded, np.zeros((8, 8, 3), np.uint8))
+    assert str(refusal.value.found).startswith("LaMa, ")
 
 
 def test_a_deep_network_s_tiles_overlap_by_less_than_it_sees_and_say_so(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Unpack
 
-from aether_converters.errors import ImageError, ModelError
+from aether_converters.errors import ImageError
 from aether_converters.pictures.limits import check_size
 from aether_converters.pictures.metadata import Marks
 from aether_converters.pictures.picture import (
@@ -23,15 +22,9 @@ from aether_converters.pictures.picture import (
 from aether_converters.pictures.reading import picture_in
 from aether_converters.pictures.tiling import MEMORY
 from aether_converters.pictures.upscaling import OnPixels, TileOptions, upscale_picture
-from aether_converters.runtimes.opening import open_upscaler
-from aether_converters.runtimes.pytorch import of_descriptor
-from aether_converters.runtimes.upscaler import Upscaler
+from aether_converters.runtimes.opening import Model, open_upscaler
 from aether_spandrel.constants import Constants
 
-if TYPE_CHECKING:  # importing spandrel takes seconds, which files do without
-    from spandrel import ImageModelDescriptor
-
-Model: TypeAlias = "str | Path | Upscaler | ImageModelDescriptor[Any]"
 Kind = TypeVar("Kind", Image.Image, NDArray[Any])
 
 CHANNELS: Final = range(1, 5)
@@ -56,8 +49,8 @@ def upscale(
 
     Args:
         model: A file, which is opened for this call alone; or what `open_upscaler` gives, which is
-            kept for any number of calls from any number of threads; or an AetherNet that spandrel
-            has loaded, where it is and in its dtype.
+            kept for any number of calls from any number of threads; or a network of whatever
+            architecture that spandrel has loaded, where it is and in its dtype.
         picture: (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8
             or uint16 over their full range or of floats in [0, 1]; or a Pillow image, which is
             turned upright, and of which palettes, CMYK and the like become RGB.
@@ -80,27 +73,13 @@ def upscale(
             dtype or constant is given.
         CheckpointError: The file is a checkpoint that cannot be read.
     """
-    upscaler = _opened(model, device, dtype, constants)
+    upscaler = open_upscaler(model, device=device, dtype=dtype, **constants)
     tiles = TileOptions(tile=tile, overlap=overlap, memory=memory)
     if isinstance(picture, Image.Image):
         given = _of_pillow(picture)
         return _to_pillow(upscale_picture(upscaler, given, tiles, on_pixels))
     large = upscale_picture(upscaler, _of_array(picture), tiles, on_pixels)
     return _to_array(large, picture)
-
-
-def _opened(model: Model, device: str | None, dtype: str | None, constants: Constants) -> Upscaler:
-    if isinstance(model, (str, Path)):
-        return open_upscaler(model, device=device or "cpu", dtype=dtype or "fp32", **constants)
-    given = {"device": device, "dtype": dtype, **constants}
-    if said := [name for name, value in given.items() if value is not None]:
-        raise ModelError(
-            "the model is open already, and stays as it is",
-            expected="a file, where this is said",
-            found=", ".join(said),
-            advice="say it to open_upscaler, or move the loaded model before",
-        )
-    return model if isinstance(model, Upscaler) else of_descriptor(model)
 
 
 def _of_pillow(image: Image.Image) -> Picture:

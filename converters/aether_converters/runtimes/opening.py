@@ -1,25 +1,32 @@
-"""Any model file as one thing that can be called: an image in, the upscaled image out."""
+"""Any model as one thing that can be called: an image in, the upscaled image out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from typing_extensions import Unpack
 
 from aether_converters.errors import ModelError, require
 from aether_converters.runtimes.devices import AUTO
 from aether_converters.runtimes.providers import ProviderOptions, refuse_provider
-from aether_converters.runtimes.pytorch import open_checkpoint
+from aether_converters.runtimes.pytorch import of_network, open_checkpoint
 from aether_converters.runtimes.upscaler import (
     SUFFIXES,
     Format,
     Upscaler,
     format_of,
 )
+from aether_core import AetherNet
 from aether_spandrel.constants import Constants
 from aether_spandrel.model_folder import model_file
+
+if TYPE_CHECKING:  # importing spandrel takes seconds, which files do without
+    from spandrel import ImageModelDescriptor
+
+Model: TypeAlias = "str | Path | Upscaler | ImageModelDescriptor[Any]"
+"""A file, what `open_upscaler` gives, or what spandrel has loaded."""
 
 HOLD_CONSTANTS: Final[Mapping[Format, str]] = {
     "onnx": "ONNX file",
@@ -30,11 +37,11 @@ HOLD_CONSTANTS: Final[Mapping[Format, str]] = {
 
 
 def open_upscaler(
-    path: str | Path,
+    model: Model,
     *,
     format: Format | None = None,
-    device: str = "cpu",
-    dtype: str = "fp32",
+    device: str | None = None,
+    dtype: str | None = None,
     threads: int = 0,
     provider: ProviderOptions | None = None,
     weights: Path | None = None,
@@ -43,12 +50,15 @@ def open_upscaler(
     """Open a `.pth`, `.safetensors`, `.onnx`, `.engine` or `.param` file to be run.
 
     Args:
-        path: The file; or a folder as for `aether_spandrel.load`.
+        model: The file; or a folder as for `aether_spandrel.load`; or a network of any architecture
+            that spandrel has loaded, which runs where it is and in its dtype. What is open already
+            comes back as it is.
         format: Its format where the name does not tell.
-        device: Where PyTorch runs it, such as `cpu` or `cuda`; for an engine the number of its GPU;
-            for NCNN `cpu` or `vulkan`. `auto` is the fastest of PyTorch, and the CPU for NCNN.
-        dtype: In which PyTorch computes: fp32, bf16 or fp16, or `auto` for fp16 where the network
-            is safe in it and the device gains; other files have their own.
+        device: Where PyTorch runs it, such as `cpu` (the default) or `cuda`; for an engine the
+            number of its GPU; for NCNN `cpu` or `vulkan`. `auto` is the fastest of PyTorch, and the
+            CPU for NCNN.
+        dtype: In which PyTorch computes: fp32 (the default), bf16 or fp16, or `auto` for fp16 where
+            the network is safe in it and the device gains; other files have their own.
         threads: For onnxruntime and NCNN; 0 leaves them the choice. PyTorch has one number for all
             networks.
         provider: Where onnxruntime runs an ONNX file; by default the CPU.
@@ -56,12 +66,19 @@ def open_upscaler(
         **constants: Values that a checkpoint's tensors do not carry; see `aether_spandrel.load`.
 
     Raises:
-        CheckpointError: It is a checkpoint that cannot be read.
+        CheckpointError: It is a checkpoint that cannot be read, or takes something else than one
+            picture of any size.
         ModelError: It is no super-resolution model that can be run, or the device or provider is
-            not there, or the dtype is none for this network.
+            not there, or the dtype is none for this network; or it is loaded already, and anything
+            else is given.
         MissingExtraError: The runtime for this format is not installed.
     """
-    path = Path(path)
+    if not isinstance(model, (str, Path)):
+        given = {"format": format, "device": device, "dtype": dtype, "threads": threads or None}
+        _refuse_said({**given, "provider": provider, "weights": weights, **constants})
+        return model if isinstance(model, Upscaler) else _of_loaded(model)
+    path = Path(model)
+    device, dtype = device or "cpu", dtype or "fp32"
     named = path.suffix.lower() in SUFFIXES  # even a folder, which its own runtime refuses
     chosen = format or format_of(path if named else model_file(path))
     if chosen != "onnx" and provider is not None:
@@ -102,3 +119,24 @@ def open_upscaler(
     from aether_converters.runtimes.onnx_runtime import open_onnx
 
     return open_onnx(path, threads=threads, provider=provider)
+
+
+def _refuse_said(given: Mapping[str, object]) -> None:
+    """Raise ModelError for what can only be said of a file that is to be opened."""
+    if said := [name for name, value in given.items() if value is not None]:
+        raise ModelError(
+            "the model is open already, and stays as it is",
+            expected="a file, where this is said",
+            found=", ".join(said),
+            advice="say it to open_upscaler, or move the loaded model before",
+        )
+
+
+def _of_loaded(model: ImageModelDescriptor[Any]) -> Upscaler:
+    """What spandrel has loaded, on the device and in the dtype in which it is now."""
+    network = getattr(model, "model", None)
+    if isinstance(network, AetherNet) and network.config.fused:
+        return of_network(network)
+    from aether_converters.runtimes.other_networks import of_descriptor  # and all of spandrel
+
+    return of_descriptor(model)

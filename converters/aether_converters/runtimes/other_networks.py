@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from spandrel import ModelTiling
+from spandrel import ModelBase, ModelTiling
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,13 +25,14 @@ from typing_extensions import override
 from aether_converters.errors import ModelError
 from aether_converters.runtimes.devices import explained, place_for
 from aether_converters.runtimes.upscaler import (
+    LOADED,
     PRECISIONS,
     Format,
     Image,
     Upscaler,
     precision_name,
 )
-from aether_spandrel.architectures import Descriptor, load_other
+from aether_spandrel.architectures import Descriptor, load_other, of_pictures
 from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.errors import CheckpointError
 
@@ -169,8 +171,32 @@ def open_other(
         fits_bfloat16=descriptor.supports_bfloat16,
     )
     stored = next(descriptor.model.parameters()).dtype
-    descriptor.model.requires_grad_(False)
     descriptor.to(torch.device(place.device), PRECISIONS[place.dtype])
+    upscaler = _running(descriptor, path)
+    return replace(
+        upscaler, format=format, computed_by=place.words, precision=precision_name(stored)
+    )
+
+
+def of_descriptor(model: object) -> Upscaler:
+    """A network that spandrel has loaded, on the device and in the dtype in which it is now.
+
+    Raises:
+        CheckpointError: It is none that enlarges pictures.
+        ModelError: It is nothing that spandrel has loaded.
+    """
+    if not isinstance(model, ModelBase):
+        raise ModelError(
+            "this is no model that can be run",
+            expected="the path of a file, what open_upscaler gives, or what spandrel has loaded",
+            found=type(model).__name__,
+            advice='give the path of the file: upscale("model.pth", picture)',
+        )
+    return _running(of_pictures(cast(ModelBase[Any], model)), LOADED)
+
+
+def _running(descriptor: Descriptor, path: Path) -> Upscaler:
+    """A network as it is, which came from `path`."""
     sight = _looked_at(descriptor, path)
     whole = tuple(sight.unknown)
     if descriptor.tiling is not ModelTiling.SUPPORTED:
@@ -180,8 +206,8 @@ def open_other(
     step = descriptor.size_requirements.multiple_of
     return Upscaler(
         path=path,
-        format=format,
-        precision=precision_name(stored),
+        format="pth",
+        precision=precision_name(descriptor.dtype),
         channels=(descriptor.input_channels, descriptor.output_channels),
         scale=descriptor.scale,
         receptive_radius=reach if exact else OVERLAP,
@@ -197,7 +223,6 @@ def open_other(
             "architecture": descriptor.architecture.name,
         },
         run=partial(_run, descriptor, path),
-        computed_by=place.words,
     )
 
 

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aether_converters.errors import ModelError
 from aether_converters.runtimes.devices import explained, place_for
 from aether_converters.runtimes.streaming import (
     can_stream,
@@ -22,6 +21,7 @@ from aether_converters.runtimes.streaming import (
     time_per_pixel,
 )
 from aether_converters.runtimes.upscaler import (
+    LOADED,
     PRECISIONS,
     Format,
     Image,
@@ -36,14 +36,8 @@ from aether_spandrel.inference import FastAetherNet, build_network
 from aether_spandrel.model_folder import model_file, network_of
 from aether_spandrel.network import Network, float_weights, fuse, is_aethernet
 
-if TYPE_CHECKING:  # importing it takes seconds, which files do without
-    from spandrel import ImageModelDescriptor
-
 TUNED: Final = "int8_plan"
 """The entry of the metadata that says so; see `int8.keeping`."""
-
-LOADED: Final = Path("the loaded AetherNet")
-"""What errors call a network that came from no file that is known."""
 
 
 def open_checkpoint(
@@ -77,20 +71,8 @@ def open_checkpoint(
     )
 
 
-def of_descriptor(descriptor: ImageModelDescriptor[Any]) -> Upscaler:
-    """A network that spandrel has loaded, on the device and in the dtype in which it is now.
-
-    Raises:
-        ModelError: It is no fused AetherNet.
-    """
-    network = descriptor.model
-    if not (isinstance(network, AetherNet) and network.config.fused):
-        raise ModelError(
-            "this loaded model is no AetherNet, and how far its pixels see is not known",
-            expected="what aether_spandrel.load gives, or spandrel's ModelLoader for an AetherNet",
-            found=type(network).__name__,
-            advice="call it with a tensor, as spandrel has it, or export it to ONNX",
-        )
+def of_network(network: AetherNet) -> Upscaler:
+    """A fused network that has been loaded, on the device and in the dtype in which it is now."""
     return _running(network, LOADED)
 
 

@@ -33,6 +33,10 @@ SUFFIXES: Final[Mapping[str, Format]] = {
 """Which format a file's name promises."""
 
 
+LOADED: Final = Path("the loaded network")
+"""What errors call a network that came from no file that is known."""
+
+
 Image = NDArray[np.float32]
 
 
