@@ -76,7 +76,7 @@ def model_file(path: Path) -> Path:
         "there is no checkpoint in this folder under the name that model hubs use",
         file=path,
         expected=f"{MODEL} or {INDEX}",
-        advice="name the file itself",
+        advice="name the model's file itself",
     )
 
 

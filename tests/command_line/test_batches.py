@@ -227,6 +227,29 @@ def test_a_folder_of_results_beside_its_source_is_left_out(
     assert listed(tmp_path / "o") == ["in/a.png"]
 
 
+def test_what_is_there_is_named_and_a_result_behind_the_pictures_is_understood(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    name = picture(tmp_path / "photos" / "7.png").relative_to(tmp_path)
+    assert run(capsys, "upscale", MODEL, name)[0] == 0
+    status, out, err = run(capsys, "upscale", MODEL, name, "large.png")
+    assert status == 1
+    there = Path("photos", "7_2x.png")
+    assert f"{name}: skipped; {there} exists already; replace it with --force\n" in out
+    assert "large.png: there is no such file\n" in err
+    assert "where results are to go there: --out large.png" in err
+    status, _, err = run(capsys, "upscale", MODEL, name, "--out", "large.gif")
+    assert "next      choose one of these endings, or end the name of a folder with /" in err
+
+
+def test_results_of_a_folder_are_told_by_the_path_that_was_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    picture(tmp_path / "photos" / "7.png")
+    _, out, _ = run(capsys, "upscale", MODEL, "photos/")
+    assert out.startswith(str(Path("photos_2x", "7.png")))
+
+
 def test_what_a_shell_makes_of_a_pattern_is_not_enlarged_twice(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

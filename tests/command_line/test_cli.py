@@ -276,7 +276,15 @@ def test_verify_fails_for_a_file_of_another_training(
             ("upscale", "no.txt", "no.png"),
             "error: no.txt: this is not the name of a model file\n"
             "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
-            "  found     .txt\n",
+            "  found     .txt\n"
+            "  next      name the model first, and pictures after it\n",
+        ),
+        (
+            ("upscale", "photo.png", "model.pth"),
+            "error: photo.png: this is not the name of a model file\n"
+            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
+            "  found     .png\n"
+            "  next      the model stands first: aethernet upscale model.pth photo.png\n",
         ),
         (
             ("upscale", "no.onnx", "no.png", "--device", "cuda"),
@@ -303,7 +311,13 @@ def test_errors_are_whole_sentences_without_a_traceback(
         (("upscale", "a.pth", "b.png", "--tile", "x"), "x is not a whole number from 1 to 65536"),
         (("upscale", "a.pth", "b.png", "--memory", "0"), "0 is not a positive number"),
         (("upscale", "a.pth", "b.png", "--quality", "101"), "101 is not a whole number from 1"),
-        (("convert",), "the following arguments are required: model"),
+        (("convert",), "are required: model\n  expected  aethernet convert model\n"),
+        (("upscale", "a.png"), "  expected  aethernet upscale model picture [picture ...]\n"),
+        (("convert", "a.pth", "b/"), "nothing can be done with b/\n  expected  aethernet convert"),
+        (("b.png",), "next      aethernet upscale model.pth b.png"),
+        (("-i", "photos/"), "next      aethernet upscale model.pth photos/"),
+        (("help", "upscale"), "next      aethernet upscale --help"),
+        (("export", "a.pth"), "next      aethernet convert"),
         (("upscal", "a.pth"), "there is no command upscal\n  next      did you mean upscale?"),
         (("a.pth", "b.png"), "next      aethernet upscale a.pth photo.png"),
         (("upscale", "a.pth", "b.png", "--tiel", "9"), "next      did you mean --tile?"),

@@ -191,7 +191,9 @@ def test_a_device_that_computes_nothing_is_named(
 ):
     torch.save(tiny().state_dict(), tmp_path / "m.pth")
     assert main(["bench", str(tmp_path / "m.pth"), f"--device={device}"]) == 1
-    assert f"PyTorch cannot use the device {device}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"PyTorch cannot use the device {device}" in said
+    assert "expected  cpu, cuda or mps" in said
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_folder_without_a_model_says_what_it_should_hold(tmp_path: Path):
     assert str(raised.value).split("\n") == [
         f"{tmp_path}: there is no checkpoint in this folder under the name that model hubs use",
         "  expected  model.safetensors or model.safetensors.index.json",
-        "  next      name the file itself",
+        "  next      name the model's file itself",
     ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from aether_converters.command_line.bench import add_bench
@@ -20,6 +22,7 @@ from aether_converters.command_line.release import add_release
 from aether_converters.command_line.terminal import fail, written_to
 from aether_converters.command_line.upscale import add_upscale
 from aether_converters.command_line.verify import add_verify
+from aether_converters.pictures.formats import is_picture
 
 DESCRIPTION: Final = """\
 Load, convert and run AetherNet super-resolution models.
@@ -61,6 +64,19 @@ HABITS: Final[Mapping[str, str]] = {
     "-r": "--recursive takes folders with all that is below them",
 }
 """What options that other tools have for enlarging are here."""
+
+
+MEANT: Final[Mapping[str, str]] = {
+    "info": "aethernet inspect",
+    "enlarge": "aethernet upscale",
+    "run": "aethernet upscale",
+    "export": "aethernet convert",
+    "quantise": "aethernet convert --precision int8",
+    "quantize": "aethernet convert --precision int8",
+    "publish": "aethernet release",
+    "compare": "aethernet verify",
+}
+"""What words that are no command are here."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,9 +122,28 @@ class _Parser(argparse.ArgumentParser):
             stream.write(message)
             stream.flush()
 
+    def refuse_more(self, arguments: Sequence[str]) -> None:
+        """Exit with 2 and what belongs there if arguments are left over."""
+        if arguments:
+            fail(f"nothing can be done with {' '.join(arguments)}", *self._order())
+            raise SystemExit(2)
+
+    def _order(self) -> tuple[str, str]:
+        """What stands behind the command without a dash, in the order in which it has to."""
+        places = [action for action in self._actions if not action.option_strings]
+        names = (str(place.metavar or place.dest) for place in places)
+        rows = (
+            f"{n} [{n} ...]" if p.nargs == "+" else n for n, p in zip(names, places, strict=True)
+        )
+        return (
+            f"  expected  {' '.join((self.prog, *rows))}",
+            f"  next      {self.prog} --help",
+        )
+
     def error(self, message: str) -> NoReturn:
-        """Print the line, and where to read on; exit with 2."""
-        fail(message, f"  next      {self.prog} --help")
+        """Print the line and where to read on, and what is required; exit with 2."""
+        missing = message.startswith("the following arguments are required")
+        fail(message, *self._order()[0 if missing else 1 :])
         raise SystemExit(2)
 
 
@@ -129,16 +164,28 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if asked is not None:
         command = arguments[asked]
         if command not in commands:
-            near = difflib.get_close_matches(command, commands, n=1)
-            file = "." in command
-            advice = f"aethernet upscale {command} photo.png" if file else f"{parser.prog} --help"
-            fail(
-                f"there is no command {command}",
-                f"  next      {f'did you mean {near[0]}?' if near else advice}",
-            )
+            advice = _instead_of(command, arguments[asked + 1 :], commands)
+            fail(f"there is no command {command}", f"  next      {advice}")
             raise SystemExit(2)
         commands[command].refuse_unknown(arguments[asked + 1 :])
-    return parser.parse_args(arguments)
+    options, more = parser.parse_known_args(arguments)
+    if asked is not None:
+        commands[arguments[asked]].refuse_more(more)
+    return options
+
+
+def _instead_of(word: str, following: Sequence[str], commands: Iterable[str]) -> str:
+    """What may be meant by a word that is no command."""
+    if word == "help":
+        return " ".join(("aethernet", *following[:1], "--help"))
+    if word in MEANT:
+        return MEANT[word]
+    if is_picture(Path(word)) or word.endswith(("/", os.sep)):
+        return f"aethernet upscale model.pth {word}"
+    if "." in word:
+        return f"aethernet upscale {word} photo.png"
+    near = difflib.get_close_matches(word, commands, n=1)
+    return f"did you mean {near[0]}?" if near else "aethernet --help"
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
@@ -30,6 +32,7 @@ from aether_converters.command_line.terminal import (
 )
 from aether_converters.command_line.wildcards import Files
 from aether_converters.pictures.formats import format_named
+from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
@@ -167,13 +170,17 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.pictures.upscaling import TileOptions
     from aether_converters.runtimes.opening import open_upscaler
 
-    upscaler = open_upscaler(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        provider=provider_options(options),
-        **options.constants,
-    )
+    try:
+        upscaler = open_upscaler(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            provider=provider_options(options),
+            **options.constants,
+        )
+    except AetherError as error:
+        error.advice = _in_order(options.model, options.pictures) or error.advice
+        raise
     if not options.quiet:
         _print_model(options, upscaler)
     tiles = TileOptions(
@@ -210,6 +217,16 @@ def run(options: argparse.Namespace) -> int:
     finally:
         results.sum_up(len(jobs))
     return FAILED if results.of("failed") else 0
+
+
+def _in_order(model: Path, pictures: Sequence[Path]) -> str:
+    """The command with the model first, if it stands behind something that is called otherwise."""
+    from aether_converters.runtimes.upscaler import SUFFIXES
+
+    found = next((path for path in pictures if path.suffix.lower() in SUFFIXES), None)
+    if found is None or model.suffix.lower() in SUFFIXES:
+        return ""
+    return f"the model stands first: aethernet upscale {found} {model}"
 
 
 def _print_model(options: argparse.Namespace, upscaler: Upscaler) -> None:

@@ -138,7 +138,7 @@ def _read(job: Job, *, force: bool, strict: bool) -> _Work | PictureReport:
             _refuse_target(job, force=force)
             picture = read_picture(job.source, strict=strict)
     except ExistsError:
-        return _skipped(job, "exists already; replace it with --force")
+        return _skipped(job, f"{job.target} exists already; replace it with --force")
     except AetherError as error:
         return _failed(job, error)
     return _Work(job=job, picture=picture, seconds=time.perf_counter() - started)

@@ -110,6 +110,7 @@ def plan_jobs(
         image_format=image_format or "png",
         recursive=recursive,
         folders=folders,
+        perhaps_out=given[-1] if out is None and len(given) > 1 else None,
     )
     patterns = search.results_among(matched)
     jobs: dict[Path, Job] = {}
@@ -169,6 +170,8 @@ def _named_result(
     if not (out.suffix.lower() in SUFFIXES or OF_A_FILE.fullmatch(out.suffix)):
         return None
     advice = f"end the name of a folder with /: --out {out}/"
+    if alone and out.suffix.lower() not in SUFFIXES:
+        advice = f"choose one of these endings, or {advice}"
     if not alone:
         raise ImageError("several pictures cannot be written to one file", file=out, advice=advice)
     if out.suffix.lower() not in SUFFIXES:
@@ -202,6 +205,7 @@ class _Search:
     image_format: Wanted
     recursive: bool
     folders: _Folders
+    perhaps_out: Path | None = None
 
     def jobs_of(self, given: Path, results: Mapping[Path, str]) -> Iterator[Job]:
         """A job for each picture of one input; `results` are inputs to be left out."""
@@ -210,6 +214,12 @@ class _Search:
             advice += ", or enter its folders with --recursive"
         try:
             with fault_of(given):
+                if given == self.perhaps_out and not os.path.lexists(given):
+                    raise ImageError(
+                        "there is no such file",
+                        file=given,
+                        advice=f"check the path, or where results are to go there: --out {given}",
+                    )
                 found = list(
                     pictures_in(given, recursive=self.recursive, but=self.out, advice=advice)
                 )
@@ -234,7 +244,8 @@ class _Search:
             found = self.out / renamed(relative, ending)
             return found.with_name(f"{found.stem}{self.in_out}{ending}")
         if _is_folder(given):
-            folder = given.resolve()
+            # Of "." and ".." the name is known only then; else the path stays as it was written.
+            folder = given if given.name not in ("", "..") else given.resolve()
             return folder.with_name(f"{folder.name}{self.ending}") / renamed(relative, ending)
         return given.with_name(f"{given.stem}{self.ending}{ending}")
 

@@ -69,6 +69,9 @@ def why_unusable(device: str) -> str:
     """Why PyTorch computes nothing on a device, or nothing if it does."""
     try:
         place = torch.device(device)
+    except RuntimeError:  # whose text lists all that any build of PyTorch could have
+        return "PyTorch knows no device of this name"
+    try:
         if place.type == "cpu" and place.index:
             return "there is one CPU"
         torch.ones(1, device=place).add(1).cpu()
@@ -174,8 +177,9 @@ def refuse_device(device: str, path: Path) -> None:
         raise ModelError(
             f"PyTorch cannot use the device {device}",
             file=path,
+            expected="cpu, cuda or mps; cuda:1 is the second GPU",
             found=reason,
-            advice="run it with --device cpu, or install PyTorch for this device",
+            advice="leave --device out to take what there is, or install PyTorch for this device",
         )
 
 

@@ -78,7 +78,8 @@ def open_upscaler(
         _refuse_said({**given, "provider": provider, "weights": weights, **constants})
         return model if isinstance(model, Upscaler) else _of_loaded(model)
     path = Path(model)
-    device, dtype = device or "cpu", dtype or "fp32"
+    device = "cpu" if device is None else device
+    dtype = "fp32" if dtype is None else dtype
     named = path.suffix.lower() in SUFFIXES  # even a folder, which its own runtime refuses
     chosen = format or format_of(path if named else model_file(path))
     if chosen != "onnx" and provider is not None:

@@ -154,6 +154,7 @@ def format_of(path: Path) -> Format:
             file=path,
             expected=", ".join(SUFFIXES),
             found=path.suffix or "no ending",
+            advice="name the model first, and pictures after it",
         )
     return found
 
