@@ -66,6 +66,29 @@ HABITS: Final[Mapping[str, str]] = {
 """What options that other tools have for enlarging are here."""
 
 
+TO_ONNX: Final = "--to onnx, with --precision fp32 or fp16"
+IN_HALF: Final = "--precision fp16; without it, fp32 and fp16 are both written"
+IN_INT8: Final = "--to onnx --precision int8"
+
+OF_CONVERSIONS: Final[Mapping[str, str]] = {
+    "--fp16": IN_HALF,
+    "--half": IN_HALF,
+    "--int8": IN_INT8,
+    "--quantise": IN_INT8,
+    "--quantize": IN_INT8,
+    "--onnx": TO_ONNX,
+    "--format": "--to pth, safetensors, onnx, trt or ncnn, several with commas",
+    "-f": "--to pth, safetensors, onnx, trt or ncnn, several with commas",
+    "--scale": "the scale is the model's, and cannot be chosen",
+    "-s": "the scale is the model's, and cannot be chosen",
+    "-i": "write the model behind the command: aethernet convert model.pth",
+    "--input": "write the model behind the command: aethernet convert model.pth",
+    "--model": "write the model behind the command: aethernet convert model.pth",
+}
+"""What options that other tools have for converting are here."""
+
+ALIKE: Final = 0.65  # of the characters of two names, without their dashes
+
 MEANT: Final[Mapping[str, str]] = {
     "info": "aethernet inspect",
     "enlarge": "aethernet upscale",
@@ -105,15 +128,25 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def _known(self, name: str) -> bool:
-        """Whether argparse takes it: whole, or the beginning of a long one."""
-        return any(option == name or _begins(option, name) for option in self.options)
+        """Whether argparse takes it: whole, or the beginning of one long option alone."""
+        return name in self.options or sum(_begins(o, name) for o in self.options) == 1
 
     def _advice(self, name: str) -> str:
-        habit = HABITS.get(name, "")
-        if habit and (self.prog.endswith("upscale") or habit.split()[0] in self.options):
+        if habit := self._habit(name):
             return habit
-        near = difflib.get_close_matches(name, self.options, n=1)
-        return f"did you mean {near[0]}?" if near else f"{self.prog} --help"
+        bare = {option.lstrip("-"): option for option in self.options}
+        begun = sorted(option for option in self.options if _begins(option, name))
+        near = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=ALIKE)
+        meant = begun or [bare[word] for word in near]
+        return f"did you mean {' or '.join(meant)}?" if meant else f"{self.prog} --help"
+
+    def _habit(self, name: str) -> str:
+        """What an option of other tools is here; nothing if it is none."""
+        if "--to" in self.options and name in OF_CONVERSIONS:
+            return OF_CONVERSIONS[name]
+        habit = HABITS.get(name, "")
+        here = self.prog.endswith("upscale") or habit.partition(" ")[0] in self.options
+        return habit if here else ""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help or version; argparse would not notice that it cannot."""
@@ -130,11 +163,11 @@ class _Parser(argparse.ArgumentParser):
 
     def _order(self) -> tuple[str, str]:
         """What stands behind the command without a dash, in the order in which it has to."""
-        places = [action for action in self._actions if not action.option_strings]
-        names = (str(place.metavar or place.dest) for place in places)
-        rows = (
-            f"{n} [{n} ...]" if p.nargs == "+" else n for n, p in zip(names, places, strict=True)
-        )
+        needed = [a for a in self._actions if a.required or not a.option_strings]
+        rows = [" ".join((*a.option_strings[:1], str(a.metavar or a.dest))) for a in needed]
+        rows = [
+            f"{r} [{r} ...]" if a.nargs == "+" else r for r, a in zip(rows, needed, strict=True)
+        ]
         return (
             f"  expected  {' '.join((self.prog, *rows))}",
             f"  next      {self.prog} --help",
