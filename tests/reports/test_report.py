@@ -661,6 +661,31 @@ def test_what_decides_is_above_the_fold_and_narrow_screens_have_cards(
     assert all(right <= 375 for _, right in cells)
 
 
+def test_it_is_above_the_fold_with_two_files_that_tint_too(
+    browser: webdriver.Chrome, tmp_path: Path
+):
+    report = convert(saved(tmp_path / "a.pth"), to=["pth"], precision=["fp32"], report=True)
+    (artefact,) = report.artefacts
+    (view,) = artefact.views
+    patches = (Patch(colour="255/0/0", shift=3.2, source=(255, 0, 0), found=(251, 1, 0)),) * 4
+    names = ("fp32.pth", "fp16.pth", "int8.pth", "int8_of_the_model.onnx", "int8_for_cpus.onnx")
+    several = tuple(
+        replace(
+            artefact,
+            path=tmp_path / name,
+            precision=name[:4],
+            colour=Colour(pictures=0.4, patches=patches if name.endswith(".onnx") else ()),
+            views=(replace(view, pixels=view.pixels ^ np.uint8(number), max_difference=0.1),),
+        )
+        for number, name in enumerate(names)
+    )
+    write_report(replace(report, artefacts=several), tmp_path / "out", force=False)
+    opened(browser, tmp_path / "out", width=1280)
+    assert len(browser.find_elements(By.CLASS_NAME, "flat")) == 2
+    bottom = "return document.getElementById('which').parentElement.getBoundingClientRect().bottom"
+    assert ask(browser, bottom) <= 900
+
+
 def test_without_scripts_all_pictures_are_there(browser: webdriver.Chrome, folder: Path):
     send(browser, "Emulation.setScriptExecutionDisabled", value=True)
     try:
