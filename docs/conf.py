@@ -26,7 +26,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(collections|pathlib|typing_extensions|torch|spandrel|numpy)\..+|Path"
-        r"|(aether_\w+\..+\.)?Kind|float32|the range",
+        r"|(aether_\w+\..+\.)?(Kind|Model|Format)|float32|the range",
     )
 ]
 

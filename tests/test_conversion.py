@@ -293,6 +293,26 @@ def test_converting_twice_gives_the_same_bytes(checkpoint: Path, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize(
+    ("choices", "found"),
+    [({"precision": ["fp8"]}, "fp8"), ({"to": ["ONNX", "pth"]}, "ONNX"), ({"to": "tar"}, "tar")],
+)
+def test_what_is_no_format_or_precision_is_refused_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, choices: Any, found: str
+):
+    with pytest.raises(ConversionError, match="neither a format nor a precision") as refusal:
+        convert(checkpoint, tmp_path / "out", **choices)
+    assert refusal.value.found == found
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_name_or_path_needs_no_list(checkpoint: Path, tmp_path: Path):
+    (artefact,) = convert(checkpoint, tmp_path, to="pth", precision="fp16").artefacts
+    assert artefact.path.name.endswith("_fp16.pth")
+    assert verify(checkpoint, artefact.path).passed
+    assert verify(checkpoint, str(artefact.path)).passed
+
+
 def test_existing_files_are_kept_unless_force_is_set(checkpoint: Path, tmp_path: Path):
     target = tmp_path / "2x_tiny_fp32.onnx"
     target.write_text("mine")

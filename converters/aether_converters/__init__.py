@@ -77,7 +77,14 @@ def __getattr__(name: str) -> object:
         return version("aether-spandrel")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from aether_converters.errors import EXTRAS, require
+
+        if error.name and error.name.partition(".")[0] in EXTRAS:
+            require(error.name)  # which says how to install it
+        raise
 
 
 def __dir__() -> list[str]:

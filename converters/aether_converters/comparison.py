@@ -23,16 +23,16 @@ from aether_converters.reports.report import Report
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Image, Upscaler
 from aether_converters.source import Source, read_source
-from aether_converters.wanted import Progress, silent
+from aether_converters.wanted import Progress, one_or_many, silent
 from aether_spandrel.constants import Constants
 from aether_spandrel.errors import AetherError
 
 
 def verify(
     source: str | Path,
-    artefacts: Sequence[str | Path],
+    artefacts: str | Path | Sequence[str | Path],
     *,
-    pictures: Sequence[str | Path] = (),
+    pictures: str | Path | Sequence[str | Path] = (),
     originals: str | Path | None = None,
     differences: str | Path | None = None,
     report: str | Path | None = None,
@@ -64,6 +64,7 @@ def verify(
         ImageError: A picture cannot be read, or has no original.
         MissingExtraError: The runtime of a format is not installed.
     """
+    artefacts, pictures = one_or_many(artefacts), one_or_many(pictures)
     say = progress or silent
     say("running the source network")
     origin = read_source(source, **constants)

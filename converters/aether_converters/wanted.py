@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 from aether_converters.card import ModelCard
+from aether_converters.errors import ConversionError
 from aether_converters.int8.planning import Int8Options
 from aether_converters.runtimes.upscaler import FORMATS, Format
 from aether_converters.tensorrt.build import EngineOptions
@@ -18,17 +19,24 @@ Precision = Literal["fp32", "fp16", "int8"]
 USUAL_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
 Shape = tuple[int, int, int, int]
 Progress = Callable[[str], None]
+Given = TypeVar("Given")
 
 
 def silent(_step: str) -> None:
     """Tell nobody."""
 
 
+def one_or_many(given: Given | Sequence[Given]) -> Sequence[Given]:
+    """A name or path that stands alone as a sequence of it, not of its letters."""
+    alone = isinstance(given, (str, Path))
+    return (cast(Given, given),) if alone else cast("Sequence[Given]", given)
+
+
 class Choices(Constants, total=False):
     """What `convert` and `release` take by name; see `Wanted`, and `Constants` for the rest."""
 
-    to: Sequence[Format]
-    precision: Sequence[Precision]
+    to: Format | Sequence[Format]
+    precision: Precision | Sequence[Precision]
     shape: Shape | None
     opset: int | None
     name: str | None
@@ -37,10 +45,14 @@ class Choices(Constants, total=False):
     int8: Int8Options | None
     engine: EngineOptions | None
     report: bool
-    pictures: Sequence[str | Path]
-    originals: Sequence[str | Path]
+    pictures: str | Path | Sequence[str | Path]
+    originals: str | Path | Sequence[str | Path]
     kept: str | Path | None
     card: ModelCard | None
+
+
+LISTS: Final = frozenset(("to", "precision", "pictures", "originals"))
+"""Choices of which there may be several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,16 @@ class Wanted:
     card: ModelCard | None = None
     constants: Constants = field(default_factory=lambda: Constants())
 
+    def __post_init__(self) -> None:
+        """Refuse what no writer is there for."""
+        for given, known in ((self.to, get_args(Format)), (self.precision, get_args(Precision))):
+            if unknown := [name for name in given if name not in known]:
+                raise ConversionError(
+                    "this is neither a format nor a precision that is written",
+                    expected=", ".join(known),
+                    found=", ".join(map(str, unknown)),
+                )
+
     @property
     def reads(self) -> tuple[str | Path, ...]:
         """Files and folders that are read beside the source."""
@@ -92,5 +114,7 @@ class Wanted:
         """The value of choices by name; what is no choice is a constant of the network."""
         named = {entry.name for entry in fields(cls)}
         chosen: dict[str, Any] = {name: value for name, value in choices.items() if name in named}
+        for name in LISTS & chosen.keys():
+            chosen[name] = one_or_many(chosen[name])
         constants = {name: value for name, value in choices.items() if name not in named}
         return cls(**chosen, constants=cast(Constants, constants))

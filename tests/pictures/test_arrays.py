@@ -22,7 +22,7 @@ import aether_converters
 import aether_spandrel
 from aether_converters import ModelError, Upscaler, open_upscaler, upscale
 from aether_converters.command_line.main import main
-from aether_converters.errors import ImageError
+from aether_converters.errors import ImageError, MissingExtraError
 from aether_converters.measuring.verification import structured_image
 from aether_converters.pictures.tiling import WHOLE_PIXELS
 from tests.support.pictures import RGB_PROFILE, exif, noise
@@ -185,6 +185,16 @@ def test_an_open_model_takes_no_device(opened: Upscaler):
 def test_what_is_no_model_is_refused_in_words(what: Any):
     with pytest.raises(ModelError, match="this is no model that can be run"):
         upscale(what, noise(4, 4))
+
+
+def test_a_name_whose_part_is_not_installed_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    homes: Any = vars(aether_converters)["_HOMES"]
+    monkeypatch.setitem(homes, "upscale", "PIL.nothing")
+    with pytest.raises(MissingExtraError) as refusal:
+        _ = aether_converters.upscale
+    assert "convert]" in str(refusal.value.advice)
 
 
 @pytest.mark.parametrize("package", [aether_converters, aether_spandrel])

@@ -41,6 +41,7 @@ from aether_converters.measuring.speed import with_speeds
 from aether_converters.pictures.comparison import Pair
 from aether_converters.reports.files import card_beside, report_facts, write_report
 from aether_converters.reports.page import render_page
+from aether_converters.reports.programs import chosen_files
 from aether_converters.reports.report import Report
 from aether_core import AetherNet
 from tests.support.tiny import tiny
@@ -117,10 +118,10 @@ def test_files_that_run_the_same_code_have_one_speed(tmp_path: Path):
     assert all(speed is not None and speed.runs >= 3 for speed in speeds.values())
 
 
-def spread(report: Report, value: float) -> Report:
+def spread(report: Report, value: float, load: float = 0.9) -> Report:
     """The same report, as if its files had been timed with so much else going on."""
     artefacts = (
-        replace(a, speed=a.speed and replace(a.speed, spread=value, milliseconds=1884.3))
+        replace(a, speed=a.speed and replace(a.speed, spread=value, load=load, milliseconds=1884.3))
         for a in report.artefacts
     )
     return replace(report, artefacts=tuple(artefacts))
@@ -128,12 +129,13 @@ def spread(report: Report, value: float) -> Report:
 
 def test_speed_has_two_digits_and_no_column_where_it_was_not_measured_well(tmp_path: Path):
     report = convert(saved(tmp_path / "a.pth"), to=["pth"], precision=["fp32"], report=True)
-    for name, value in (("calm", 0.02), ("busy", 0.4)):
-        write_report(spread(report, value), tmp_path / name, force=False)
-    calm, busy = (text_of(page_of(tmp_path / name)) for name in ("calm", "busy"))
+    for name, value, load in (("calm", 0.02, 0.9), ("busy", 0.4, 0.9), ("full", 0.02, 3)):
+        write_report(spread(report, value, load), tmp_path / name, force=False)
+    calm, busy, full = (text_of(page_of(tmp_path / name)) for name in ("calm", "busy", "full"))
     assert "1.9 s" in calm
     assert "1884" not in calm
     assert "1.9 s" not in busy
+    assert "1.9 s" not in full
 
 
 def test_a_file_that_loses_something_is_usable_and_says_what(folder: Path, facts: dict[str, Any]):
@@ -181,6 +183,18 @@ def test_each_program_is_told_its_file(folder: Path, facts: dict[str, Any]):
     assert "dB" in chosen["CPU"]["loses"]
     assert chosen["TensorRT"]["cheaper"] == ""  # the int8 file is meant for CPUs
     assert "Which file do I take?" in text_of(page_of(folder))
+
+
+def test_a_cheaper_file_that_was_not_run_is_said_to_be_so():
+    facts: Any = {"bytes": 1, "sha256": "", "max_difference": 0.0, "mean_difference": 0.0}
+    facts |= {"psnr": None, "ssim": None, "limit": "", "passed": False, "problem": ""}
+    facts |= {"seconds": 0.0, "details": {}, "format": "trt", "not_run": "no driver is installed"}
+    files = [
+        ArtefactReport(path=Path(f"{p}.engine"), precision=p, **facts) for p in ("fp16", "int8")
+    ]
+    (choice,) = (choice for choice in chosen_files(files) if choice.program == "TensorRT")
+    assert (choice.file, choice.cheaper) == ("fp16.engine", "int8.engine")
+    assert choice.loses == "was not run here"
 
 
 def test_twins_share_a_row_and_both_checksums_are_below(tmp_path: Path):

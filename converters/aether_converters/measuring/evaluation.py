@@ -23,6 +23,7 @@ from aether_converters.pictures.shrinking import SHRINKING
 from aether_converters.pictures.upscaling import TileOptions, upscale_picture
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Upscaler
+from aether_converters.wanted import one_or_many
 from aether_spandrel.errors import AetherError
 
 
@@ -155,7 +156,7 @@ OnPicture = Callable[[str], None]
 
 
 def evaluate(
-    models: Sequence[str | Path | Upscaler],
+    models: str | Path | Sequence[str | Path | Upscaler],
     comparing: Comparing,
     *,
     kept: Path | None = None,
@@ -185,7 +186,7 @@ def evaluate(
     memory = _Memory(kept)
     faults: list[AetherError] = []
     files: list[Figures] = []
-    for model in models:
+    for model in one_or_many(models):
         path = model.path if isinstance(model, Upscaler) else Path(model)
         try:
             with fault_of(path):

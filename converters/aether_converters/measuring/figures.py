@@ -112,10 +112,13 @@ class Speed:
         runs: Number of them.
         size: (H, W) of the input in px.
         computed_by: Runtime and processor, in words.
+        load: Programs that wanted to run in the minute before, ours among them, for each core; 0
+            where the system does not say.
     """
 
     milliseconds: float
     spread: float
+    load: float
     runs: int
     size: tuple[int, int]
     computed_by: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -36,6 +37,7 @@ def with_speeds(
     }
     if not cases:
         return tuple(artefacts)
+    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
     found = measure(
         list(cases.values()), sizes=[size], threads=torch.get_num_threads(), seconds=SECONDS
     )
@@ -43,6 +45,7 @@ def with_speeds(
         measured.name: Speed(
             milliseconds=measured.milliseconds,
             spread=measured.spread,
+            load=load,
             runs=len(measured.times),
             size=size,
             computed_by=computed_by(upscalers[measured.name]),

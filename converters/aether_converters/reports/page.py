@@ -33,6 +33,7 @@ LONGEST_TEXT: Final = 600  # characters of a text that comes from a file
 LEVEL: Final = 1 / 255
 FAINTEST: Final = 1 / 64  # of the scale of difference maps: two grey levels
 BUSIEST: Final = 0.15  # spread of runs, beyond which a speed says more of the machine
+FULLEST: Final = 1.5  # programs for each core, beyond which it does so however even the runs are
 MOST_PATCHES: Final = 4
 MODEL: Final = 1  # number of the source network's plate
 RGB: Final = 3  # channels that can be shown as a colour
@@ -341,6 +342,8 @@ def _timed(artefacts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """A speed for the head of the column; None if they were not measured well enough to be told."""
     speeds = [artefact["speed"] for artefact in artefacts if artefact["speed"]]
     if not speeds or max(speed["spread"] for speed in speeds) > BUSIEST:
+        return None
+    if max(speed["load"] for speed in speeds) > FULLEST:
         return None
     return speeds[0]
 

@@ -129,5 +129,5 @@ def _choice(program: Program, files: Mapping[Kind, ArtefactReport]) -> Choice:
         file="" if taken is None else files[taken].path.name,
         how=program.otherwise if taken is None else program.takes[taken],
         cheaper="" if less is None else less.path.name,
-        loses="" if less is None else less.verdict.words,
+        loses="" if less is None else "was not run here" if less.not_run else less.verdict.words,
     )
