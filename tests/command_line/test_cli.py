@@ -268,9 +268,10 @@ def test_verify_fails_for_a_file_of_another_training(
         ),
         (
             ("verify", "no.pth", "no.txt"),
-            "left out, since they are no model files: no.txt\n"
-            "error: there is no model file to verify "
-            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param)\n",
+            "error: there is no model file among what was named\n"
+            "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
+            "  found     no.txt\n"
+            "  next      name the files, or the folder in which they are\n",
         ),
         (
             ("upscale", "no.txt", "no.png"),
@@ -370,7 +371,30 @@ def test_verify_takes_a_folder_and_leaves_the_source_out_of_it(
     (tmp_path / "empty").mkdir()
     status, _, err = run(capsys, "verify", checkpoint, tmp_path / "empty")
     assert status == 1
-    assert "there is no model file to verify" in err
+    assert "there is no model file among what was named" in err
+
+
+def test_a_model_behind_the_files_made_of_it_is_told(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+):
+    card = tmp_path / "card.json"
+    card.write_text("{}")
+    status, _, err = run(capsys, "verify", card, checkpoint)
+    assert status == 1
+    assert f"the model stands first: aethernet verify {checkpoint} {card}" in err
+
+
+def test_bench_takes_a_folder_and_leaves_out_what_is_no_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    torch.save({"params": tiny().state_dict()}, tmp_path / "a.pth")
+    (tmp_path / "README.md").write_text("no model")
+    asked = ("--size", "16", "--seconds", "0.01", "--json")
+    status, out, _ = run(capsys, "bench", tmp_path, *asked)
+    assert (status, [m["name"] for m in json.loads(out)["measurements"]]) == (0, ["a.pth"])
+    status, out, err = run(capsys, "bench", tmp_path / "a.pth", tmp_path / "README.md", *asked)
+    assert (status, len(json.loads(out)["measurements"])) == (0, 1)
+    assert err == "left out, since they are no model files: README.md\n"
 
 
 def test_the_bare_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]):

@@ -14,6 +14,7 @@ from aether_converters.command_line.arguments import (
     positive,
     size,
 )
+from aether_converters.command_line.model_files import model_files
 from aether_converters.command_line.provider_options import provider_arguments, provider_options
 from aether_converters.command_line.terminal import (
     FAILED,
@@ -47,7 +48,7 @@ def add_bench(commands: Any) -> None:
         type=named,
         action=Files,
         metavar="model",
-        help=".pth, .safetensors, .onnx, .engine or .param",
+        help=".pth, .safetensors, .onnx, .engine or .param, or folders of them",
     )
     bench.add_argument(
         "--size",
@@ -79,9 +80,10 @@ def run(options: argparse.Namespace) -> int:
     """Measure, and print a table."""
     from aether_converters.measuring.benchmark import benchmark
 
+    files = model_files(options.files)
     with progress("measuring", len(options.size), quiet=options.quiet) as advance:
         found = benchmark(
-            options.files,
+            files,
             sizes=options.size,
             threads=options.threads,
             device=options.device,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import traceback
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aether_converters.command_line.arguments import (
@@ -21,6 +19,7 @@ from aether_converters.command_line.arguments import (
     positive,
     shard,
 )
+from aether_converters.command_line.model_files import model_first
 from aether_converters.command_line.provider_options import provider_arguments, provider_options
 from aether_converters.command_line.terminal import (
     FAILED,
@@ -179,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
             **options.constants,
         )
     except AetherError as error:
-        error.advice = _in_order(options.model, options.pictures) or error.advice
+        error.advice = model_first("upscale", options.model, options.pictures) or error.advice
         raise
     if not options.quiet:
         _print_model(options, upscaler)
@@ -217,16 +216,6 @@ def run(options: argparse.Namespace) -> int:
     finally:
         results.sum_up(len(jobs))
     return FAILED if results.of("failed") else 0
-
-
-def _in_order(model: Path, pictures: Sequence[Path]) -> str:
-    """The command with the model first, if it stands behind something that is called otherwise."""
-    from aether_converters.runtimes.upscaler import SUFFIXES
-
-    found = next((path for path in pictures if path.suffix.lower() in SUFFIXES), None)
-    if found is None or model.suffix.lower() in SUFFIXES:
-        return ""
-    return f"the model stands first: aethernet upscale {found} {model}"
 
 
 def _print_model(options: argparse.Namespace, upscaler: Upscaler) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +13,9 @@ from aether_converters.command_line.arguments import (
     named,
     picture_options,
 )
+from aether_converters.command_line.model_files import model_files, model_first
 from aether_converters.command_line.tables import print_page, print_report
-from aether_converters.command_line.terminal import fail, fail_with, progress, tell
+from aether_converters.command_line.terminal import fail_with, progress, tell
 from aether_converters.command_line.wildcards import Files
 from aether_spandrel.errors import AetherError
 
@@ -74,53 +73,33 @@ def add_verify(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare files with their source, and judge them."""
     from aether_converters.comparison import verify
-    from aether_converters.runtimes.upscaler import SUFFIXES
 
-    given = _in_folders(options.files, options.model)
-    files = [path for path in given if path.suffix.lower() in SUFFIXES]
-    if others := [path.name for path in given if path not in files]:
-        tell(f"left out, since they are no model files: {', '.join(others)}")
-    if not files:
-        return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+    files = model_files(options.files, source=options.model)
     faults: list[AetherError] = []
     place = _report_folder(options, files[0].parent)
-    with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
-        report = verify(
-            options.model,
-            files,
-            pictures=options.pictures,
-            originals=options.originals,
-            differences=options.differences,
-            report=place,
-            progress=advance,
-            on_fault=faults.append,
-            **options.constants,
-        )
+    try:
+        with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
+            report = verify(
+                options.model,
+                files,
+                pictures=options.pictures,
+                originals=options.originals,
+                differences=options.differences,
+                report=place,
+                progress=advance,
+                on_fault=faults.append,
+                **options.constants,
+            )
+    except AetherError as error:
+        if error.file == options.model:
+            error.advice = model_first("verify", options.model, options.files) or error.advice
+        raise
     status = print_report(report, options, kept="passed", dropped="failed")
     for fault in faults:
         status = fail_with(fault)
     if place is not None:
         print_page(place, report, options)
     return status
-
-
-def _in_folders(given: Sequence[Path], source: Path) -> list[Path]:
-    """What was named, with the model files of a folder in its place, without the source itself."""
-    from aether_converters.atomic import identity
-    from aether_converters.errors import fault_of
-    from aether_converters.runtimes.upscaler import SUFFIXES
-
-    original = identity(source)
-    found: list[Path] = []
-    for path in given:
-        # A folder that is called like a model is told as one that cannot be opened.
-        if path.suffix.lower() in SUFFIXES or not os.path.isdir(path):  # noqa: PTH112
-            found.append(path)
-            continue
-        with fault_of(path):
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        found += [file for file in inside if original is None or identity(file) != original]
-    return found
 
 
 def _report_folder(options: argparse.Namespace, beside: Path) -> Path | None:
