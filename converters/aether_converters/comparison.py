@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -13,7 +13,7 @@ from aether_converters.errors import ConversionError, fault_of, require
 from aether_converters.int8.trained import trained_for
 from aether_converters.measuring.effort import effort_of
 from aether_converters.measuring.exhibit import exhibit_for, shown_pairs
-from aether_converters.measuring.figures import ArtefactReport
+from aether_converters.measuring.figures import ArtefactReport, PictureProof
 from aether_converters.measuring.proof import prove, refuse_other_picture
 from aether_converters.measuring.speed import with_speeds
 from aether_converters.measuring.verification import Reference, verify_artefact
@@ -159,6 +159,7 @@ class _Judge:
         pairs: Pictures to compare on beside the built-in ones.
         expected: What the network makes of each.
         differences: Folder for pictures of the differences, if any.
+        proofs: What was found on the pictures, by what files compute.
     """
 
     origin: Source
@@ -166,6 +167,9 @@ class _Judge:
     pairs: tuple[Pair, ...]
     expected: tuple[Image, ...]
     differences: Path | None
+    proofs: dict[str, tuple[PictureProof, ...]] = field(
+        default_factory=dict[str, "tuple[PictureProof, ...]"]
+    )
 
     def compare(self, artefact: Path) -> ArtefactReport:
         """The figures of one file."""
@@ -178,11 +182,19 @@ class _Judge:
             figures = replace(figures, details={**figures.details, **checked_integers(upscaler)})
         if upscaler.fixed_size is not None or figures.not_run:
             return figures
-        folder = self.differences
+        return replace(figures, pictures=self._proofs(upscaler, artefact))
+
+    def _proofs(self, upscaler: Upscaler, artefact: Path) -> tuple[PictureProof, ...]:
+        """What it makes of the pictures; looked at once for all files that compute the same."""
+        folder, computes = self.differences, upscaler.computes()
+        if folder is None and computes in self.proofs:
+            return self.proofs[computes]
         places = None if folder is None else _difference_places(folder, artefact)
         with placed_by("--differences"):
-            proofs = prove(upscaler.run, self.pairs, self.expected, places)
-        return replace(figures, pictures=proofs)
+            found = prove(upscaler.run, self.pairs, self.expected, places)
+        if computes:
+            self.proofs[computes] = found
+        return found
 
 
 def _run_once(upscaler: Upscaler, images: Sequence[Image]) -> Upscaler:

@@ -15,7 +15,9 @@ from skimage import metrics
 from aether_converters import ConversionError, verify
 from aether_converters.measuring.proof import prove, psnr, ssim
 from aether_converters.pictures.comparison import Pair
+from aether_converters.reports.report import Report
 from aether_spandrel.errors import AetherError
+from aether_spandrel.inference import FastAetherNet
 from tests.support.tiny import tiny
 
 Image32 = NDArray[np.float32]
@@ -104,6 +106,38 @@ def compared(folder: Path) -> tuple[Path, Path]:
     (folder / "small").mkdir()
     Image.linear_gradient("L").convert("RGB").resize((24, 20)).save(folder / "small" / "a.png")
     return model, folder / "small"
+
+
+def test_files_with_the_same_tensors_are_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    states = [tiny(seed).state_dict() for seed in (0, 0, 7)]
+    paths = [tmp_path / f"{name}.pth" for name in ("source", "twin", "other")]
+    for path, state in zip(paths, states, strict=True):
+        torch.save(state, path)
+    Image.effect_noise((30, 20), 80).convert("RGB").save(tmp_path / "photo.png")
+    runs: list[FastAetherNet] = []
+    forward = FastAetherNet.forward
+
+    def counted(network: FastAetherNet, picture: torch.Tensor) -> torch.Tensor:
+        runs.append(network)
+        return forward(network, picture)
+
+    monkeypatch.setattr(FastAetherNet, "forward", counted)
+
+    def verified(*files: Path) -> Report:
+        runs.clear()
+        return verify(paths[0], files, pictures=[tmp_path / "photo.png"])
+
+    verified(paths[0])
+    alone = len(runs)
+    found = verified(paths[0], paths[1], paths[2])
+    assert len(runs) > alone > 0
+    once = len(runs)
+    first, twin, other = found.artefacts
+    assert (twin.psnr, twin.ssim, twin.pictures) == (first.psnr, first.ssim, first.pictures)
+    assert other.psnr is not None
+    assert other.pictures != first.pictures
+    verified(paths[0], paths[2])
+    assert len(runs) == once
 
 
 def test_difference_pictures_replace_older_ones_and_nothing_else(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -94,6 +95,7 @@ def _running(network: AetherNet, path: Path) -> Upscaler:
         bytes_per_pixel=activation_bytes(config),
         details={"tensors": len(network.state_dict())},
         run=runner.run,
+        computes=partial(_digest, network),
         streamer=Streamer(
             rows=rows_per_band,
             memory=partial(streaming_bytes, config),
@@ -104,6 +106,15 @@ def _running(network: AetherNet, path: Path) -> Upscaler:
         if can_stream(config)
         else None,
     )
+
+
+def _digest(network: AetherNet) -> str:
+    """Of all that decides what a network gives: its configuration, its tensors, and where it is."""
+    found = hashlib.sha256(repr(network.config).encode())
+    for key, tensor in network.state_dict().items():
+        found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
+        found.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _moved(network: Network, device: str) -> AetherNet:

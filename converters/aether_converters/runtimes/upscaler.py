@@ -93,6 +93,8 @@ class Upscaler:
         sees: Input px in each direction that an output pixel can depend on, where that is more than
             `receptive_radius`; else 0.
         computed_by: What computes it, in words; empty where that is not known.
+        computes: Equal for two only if they give the same results, bit for bit; empty where nothing
+            is known of that.
     """
 
     path: Path
@@ -114,6 +116,7 @@ class Upscaler:
     companions: tuple[Path, ...] = ()
     sees: int = 0
     computed_by: str = ""
+    computes: Callable[[], str] = field(default=lambda: "", repr=False)
 
     def accepted_size(self, height: int, width: int) -> tuple[int, int] | None:
         """The smallest size (H, W) in px that it accepts and that holds (height, width), or None.
