@@ -110,7 +110,8 @@ def decode_png(stream: BinaryIO) -> Picture:
     transparent = any(piece.kind == b"tRNS" for piece in pieces)
     samples = (3 if header.color_type == PALETTE else CHANNELS[header.color_type]) + transparent
     of_sample = 2 if header.depth == 16 else 1
-    check_cost(header.width * header.height * samples * of_sample, len(content))
+    pixels = header.width * header.height
+    check_cost(pixels * samples * of_sample, len(content), pixels=pixels)
 
     orientation, marks = _marks(pieces, header)
     decode = _decode_passes if header.interlaced else _decode_whole
