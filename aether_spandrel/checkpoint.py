@@ -19,7 +19,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
 from aether_spandrel.opening import open_file, read_file
 from aether_spandrel.revisions import ANCHORS, MODULES
@@ -423,7 +423,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (ValueError, RecursionError) as error:
         # A name that no file can have, or nesting that no program writes.
         raise CheckpointError(
-            "the file cannot be read", file=path, found=str(error)[:200], advice="check the path"
+            "the file cannot be read", file=path, found=reason(error), advice="check the path"
         ) from error
 
 
