@@ -270,13 +270,15 @@ def test_verify_fails_for_a_file_of_another_training(
             ("verify", "no.pth", "no.txt"),
             "left out, since they are no model files: no.txt\n"
             "error: there is no model file to verify "
-            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param)\n",
+            "(expected .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param)\n"
+            "  next      name the files that convert wrote, behind the checkpoint\n",
         ),
         (
             ("upscale", "no.txt", "no.png"),
             "error: no.txt: this is not the name of a model file\n"
             "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
-            "  found     .txt\n",
+            "  found     .txt\n"
+            "  next      name the model before the pictures, or rename it as its format is called\n",
         ),
         (
             ("upscale", "no.onnx", "no.png", "--device", "cuda"),

@@ -81,7 +81,10 @@ def run(options: argparse.Namespace) -> int:
     if others := [path.name for path in given if path not in files]:
         tell(f"left out, since they are no model files: {', '.join(others)}")
     if not files:
-        return fail(f"there is no model file to verify (expected {', '.join(SUFFIXES)})")
+        return fail(
+            f"there is no model file to verify (expected {', '.join(SUFFIXES)})",
+            "  next      name the files that convert wrote, behind the checkpoint",
+        )
     faults: list[AetherError] = []
     place = _report_folder(options, files[0].parent)
     with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:

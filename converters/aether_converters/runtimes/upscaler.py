@@ -150,6 +150,7 @@ def format_of(path: Path) -> Format:
             file=path,
             expected=", ".join(SUFFIXES),
             found=path.suffix or "no ending",
+            advice="name the model before the pictures, or rename it as its format is called",
         )
     return found
 
