@@ -278,7 +278,8 @@ def test_verify_fails_for_a_file_of_another_training(
             "error: no.txt: this is not the name of a model file\n"
             "  expected  .pth, .pt, .ckpt, .safetensors, .onnx, .engine, .param\n"
             "  found     .txt\n"
-            "  next      name the model before the pictures, or rename it as its format is called\n",
+            "  next      name the model before the pictures, or rename it as its format is "
+            "called\n",
         ),
         (
             ("upscale", "no.onnx", "no.png", "--device", "cuda"),
