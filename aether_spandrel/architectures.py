@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from aether_spandrel.checkpoint import WRAPPED_MODULES, Checkpoint
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 
 FRONTS: Final = ("module.", "netG.", "net_g.")
 """What trainers put in front of every key."""
@@ -60,10 +60,9 @@ def load_other(checkpoint: Checkpoint) -> Descriptor:
     except CheckpointError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
         raise CheckpointError(
             f"spandrel cannot build this network: {name or 'no architecture that it knows'}",
-            found=f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__,
+            found=f"{type(error).__name__}: {reason(error)}",
             advice="check that the file is whole, or update with: pip install --upgrade spandrel "
             "spandrel_extra_arches",
         ) from error

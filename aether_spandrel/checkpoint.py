@@ -19,10 +19,10 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
 from aether_spandrel.opening import open_file, read_file
-from aether_spandrel.revisions import ANCHORS
+from aether_spandrel.revisions import ANCHORS, MODULES
 from aether_spandrel.safetensors_file import (
     HEADER_LIMIT,
     distinct,
@@ -45,6 +45,9 @@ NAMED_ALTERNATIVES: Final = 5
 MOST_SHARDS: Final = 128  # files of one checkpoint, which are open at the same time
 SHARING_LIMIT: Final = 2  # how often a file's size its tensors may take together
 SHARING_ALLOWANCE: Final = 2**20  # bytes
+LARGEST_AETHERNET: Final = 2**30  # bytes; the largest that was published takes 0.2
+LARGEST_NETWORK: Final = 2**32  # of any architecture
+SMALL: Final = 2**24  # bytes of a tensor that is read whatever it is called
 
 WRAPPED_MODULES: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put into the middle of keys."""
@@ -158,7 +161,7 @@ class Checkpoint:
         tensors = _tensors(chosen.entries)
         if size is not None:
             _check_size(tensors, size)
-        read = {k: t.read() if isinstance(t, Unread) else t for k, t in tensors.items()}
+        read = _read_numbers(tensors, ours=chosen.ours)
         int8_weights = {k: t for k, t in read.items() if isinstance(t, Quantised)}
         numbers = {
             key: tensor.dequantised() if isinstance(tensor, Quantised) else tensor
@@ -183,6 +186,7 @@ class _Place:
     keys: tuple[str, ...]
     prefix: str
     entries: Mapping[str, object]
+    ours: bool = True
 
     @property
     def name(self) -> str:
@@ -254,7 +258,7 @@ def _plain_key(key: str) -> str:
 
 def _any_tensors(content: object) -> list[_Place]:
     places = [
-        _Place(keys=keys, prefix="", entries={str(k): v for k, v in entries.items()})
+        _Place(keys=keys, prefix="", entries={str(k): v for k, v in entries.items()}, ours=False)
         for keys, entries in islice(_with_tensors(content), MOST_NETWORKS)
     ]
     return sorted(places, key=lambda place: not place.averaged)[:1]
@@ -419,7 +423,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (ValueError, RecursionError) as error:
         # A name that no file can have, or nesting that no program writes.
         raise CheckpointError(
-            "the file cannot be read", file=path, found=str(error)[:200], advice="check the path"
+            "the file cannot be read", file=path, found=reason(error), advice="check the path"
         ) from error
 
 
@@ -560,6 +564,39 @@ def _check_size(tensors: Mapping[str, Tensor | Quantised | Unread], size: int) -
             found=f"{claimed} bytes",
             advice="the file is forged: do not trust it",
         )
+
+
+def is_beside(key: str, tensor: Tensor | Quantised | Unread) -> bool:
+    """Whether a tensor is too large for what an AetherNet has beside its modules."""
+    return tensor.nbytes > SMALL and not MODULES.match(key)
+
+
+def _read_numbers(
+    tensors: Mapping[str, Tensor | Quantised | Unread], *, ours: bool
+) -> dict[str, Tensor | Quantised]:
+    """The tensors, those that are large and in no module of an AetherNet without their numbers.
+
+    Raises:
+        CheckpointError: The others are larger than any network, or the file was cut meanwhile.
+    """
+    beside = {key for key, tensor in tensors.items() if ours and is_beside(key, tensor)}
+    size = sum(tensor.nbytes for key, tensor in tensors.items() if key not in beside)
+    most = LARGEST_AETHERNET if ours else LARGEST_NETWORK
+    if size > most:
+        raise CheckpointError(
+            "the tensors are larger than those of any network",
+            expected=f"at most {most} bytes",
+            found=f"{size} bytes",
+            advice="the file is forged or damaged: do not trust it",
+        )
+    return {
+        key: tensor
+        if not isinstance(tensor, Unread)
+        else tensor.described()
+        if key in beside
+        else tensor.read()
+        for key, tensor in tensors.items()
+    }
 
 
 def _refusals(path: Path, file: _File, checkpoint: Checkpoint) -> Iterator[str]:

@@ -51,7 +51,8 @@ class AetherError(Exception):
             ("found", self.found),
             ("next", self.advice),
         )
-        lines = [head, *(f"  {name:<9} {text}" for name, text in details if text)]
+        shown = ((name, text if text.strip() else repr(text)) for name, text in details if text)
+        lines = [head, *(f"  {name:<9} {text}" for name, text in shown)]
         return "\n".join(map(one_line, lines))
 
     def in_file(self, file: Path) -> Self:
@@ -79,6 +80,16 @@ def one_line(text: str) -> str:
     'a\\x1b[31m'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    r"""The first line that says something of what somebody else raised, or what it is.
+
+    >>> reason(ValueError("\n  bad shape\nmore")), reason(KeyError())
+    ('bad shape', 'KeyError')
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:most] for line in lines if line), type(error).__name__)
 
 
 class CheckpointError(AetherError):

@@ -26,7 +26,7 @@ from aether_core import (
     revision_codes,
 )
 from aether_spandrel import folding
-from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint
+from aether_spandrel.checkpoint import FLOAT_DTYPES, Checkpoint, is_beside
 from aether_spandrel.constants import (
     Constants,
     Facts,
@@ -201,9 +201,10 @@ def _inferred(
     """Configuration, the network's tensors by their usual names, and the keys of mere counts."""
     unused = re.compile(revision.unused)
     tensors = {
-        canonical: checkpoint.state_dict[name]
+        canonical: tensor
         for canonical, name in names.items()
-        if not unused.search(name)
+        for tensor in [checkpoint.state_dict[name]]
+        if not unused.search(name) or is_beside(name, tensor)
     }
     try:
         _check_scale_buffers(checkpoint.state_dict, infer_scale(tensors))

@@ -470,6 +470,13 @@ ANCHORS: Final = tuple(dict.fromkeys(revision.anchor for revision in REVISIONS))
 """Keys of which every AetherNet has one, and no other network any."""
 
 
+MODULES: Final = re.compile(
+    r"(conv_(first|after_body|before_upsample|last)|layers|stages|norm|fusion_convs?"
+    r"|quant_fusion_layer|upsample)\."
+)
+"""How the keys of all large tensors of an AetherNet begin, published or in our own layout."""
+
+
 def find_revision(entries: Entries) -> Revision | None:
     """The revision whose entries these are, or None if they are no AetherNet's; never raises."""
     return next((row for row in REVISIONS if row.recognised(entries)), None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 from aether_spandrel.stored import BYTES_OF, FileBytes, Storage, StoredTensor, as_numbers
 
 LENGTH: Final = struct.Struct("<Q")  # of the header, which precedes it
@@ -131,7 +131,7 @@ def _parse(text: bytes) -> dict[str, object]:
         header: object = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
         json.dumps(header, ensure_ascii=False).encode("utf-8")  # without lone surrogates
     except (ValueError, RecursionError) as error:
-        raise _damaged_header(str(error)[:200]) from error
+        raise _damaged_header(reason(error)) from error
     if not isinstance(header, dict) or not text.startswith(b"{"):
         raise _damaged_header("no JSON object")
     return cast("dict[str, object]", header)

@@ -126,6 +126,10 @@ class Unread(ABC):
     def read(self) -> Tensor | Quantised:
         """The tensor; raises CheckpointError if the file has become shorter."""
 
+    @abstractmethod
+    def described(self) -> Tensor:
+        """A tensor of the same shape and type on the meta device, without numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor(Unread):
@@ -151,14 +155,19 @@ class StoredTensor(Unread):
         return math.prod(self.shape) * BYTES_OF[self.kind]
 
     def read(self) -> Tensor:
-        """The tensor, a view of the storage's numbers."""
+        """The tensor, contiguous: a view of the storage's numbers where they lie in its order."""
         numbers = self.storage.read()
         if self.kind != self.storage.kind:
             numbers = numbers[: len(numbers) // BYTES_OF[self.kind] * BYTES_OF[self.kind]]
             numbers = numbers.view(as_numbers(bytearray(), self.kind).dtype)
         if not math.prod(self.shape):
             return numbers.new_empty(0)  # whatever its other axes are
-        return numbers.as_strided(self.shape, self.stride, self.offset)
+        return numbers.as_strided(self.shape, self.stride, self.offset).contiguous()
+
+    def described(self) -> Tensor:
+        """A tensor of the same shape and type on the meta device, without numbers."""
+        dtype = as_numbers(bytearray(), self.kind).dtype
+        return torch.empty(self.shape, dtype=dtype, device="meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,3 +249,7 @@ class StoredQuantised(Unread):
             else torch.tensor([zero_point]),
             axis=self.axis,
         )
+
+    def described(self) -> Tensor:
+        """Its integers, without numbers."""
+        return self.integers.described()

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from torch import Tensor
 
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 from aether_spandrel.stored import BYTES_OF, FileBytes, Storage, as_numbers, damaged
 from aether_spandrel.torch_pickle import STORAGE_TYPES, Global, Unpickled, read_pickle
 
@@ -161,7 +161,7 @@ def _entries(file: FileBytes, flaws: Flaws) -> dict[str, _Entry]:
     ) as error:
         raise CheckpointError(
             "the file is damaged or cut short",
-            found=str(error)[:200],
+            found=reason(error),
             advice="download or copy the file again",
         ) from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in listed):

@@ -500,7 +500,8 @@ def view_of(
     """A tensor of a size and stride within a flat run of numbers, which are of type `kind`.
 
     Raises:
-        CheckpointError: It does not lie within it, or claims more elements than there are.
+        CheckpointError: It does not lie within it, or refers to more elements than there are;
+            those that an expansion (stride 0) repeats count once.
     """
     if not (_are_lengths(size) and _are_lengths(stride) and _are_lengths((offset,))):
         raise damaged("a tensor whose size, stride or offset are no numbers")
@@ -508,7 +509,7 @@ def view_of(
     if len(sizes) != len(strides) or len(sizes) > MOST_AXES:
         raise damaged(f"a tensor of {len(sizes)} axes")
     stored = storage.count * BYTES_OF[storage.kind] // BYTES_OF[kind]
-    elements = math.prod(sizes)
+    elements = math.prod(n for n, step in zip(sizes, strides, strict=True) if step or not n)
     last = cast(int, offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     if elements and (last >= stored or elements > stored):
         raise CheckpointError(

@@ -115,11 +115,15 @@ def refuse_existing(target: Path, *, force: bool) -> None:
             target.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return
-    if target.exists() and not target.is_file():
+    if not target.is_file():
         raise ConversionError(
             "something else than a file stands where the file belongs",
             file=target,
-            found="a folder" if target.is_dir() else "a device or the like",
+            found="a folder"
+            if target.is_dir()
+            else "a device or the like"
+            if target.exists()
+            else "a link that leads nowhere",
             advice="choose another name, or another folder with --out",
         )
     if not force:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Final
 
 from aether_converters.installation import install_line
-from aether_spandrel.errors import AetherError
+from aether_spandrel.errors import AetherError, reason
 
 
 class ConversionError(AetherError):
@@ -66,7 +66,7 @@ def fault_of(file: Path) -> Generator[None]:
                 advice="check its name, its folder and its permissions",
             ) from error
         raise AetherError(
-            f"unexpected {type(error).__name__}: {error}",
+            f"unexpected {type(error).__name__}: {reason(error)}",
             file=file,
             advice="run it again with --debug in front, and report the output",
         ) from error
@@ -99,6 +99,6 @@ def require(module: str) -> ModuleType:
         extra = EXTRAS[module.split(".")[0]]
         raise MissingExtraError(
             f"this needs the Python package {module}, which cannot be imported",
-            found=str(error),
+            found=reason(error),
             advice=install_line(extra),
         ) from error

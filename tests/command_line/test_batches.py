@@ -276,7 +276,7 @@ def test_a_result_that_is_asked_for_alone_is_enlarged(
 # Only a file is done already
 
 
-@pytest.mark.parametrize("there", ["folder", "full folder", "fifo"])
+@pytest.mark.parametrize("there", ["folder", "full folder", "fifo", "dangling link"])
 def test_what_is_no_file_is_no_finished_picture(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, there: str
 ):
@@ -285,6 +285,8 @@ def test_what_is_no_file_is_no_finished_picture(
     target.parent.mkdir()
     if there == "fifo":
         os.mkfifo(target)
+    elif there == "dangling link":
+        target.symlink_to("nowhere.png")
     else:
         target.mkdir()
     if there == "full folder":

@@ -17,6 +17,7 @@ import torch
 
 from aether_converters.command_line.main import main
 from aether_converters.command_line.terminal import LONGEST_ROW
+from aether_spandrel.errors import AetherError
 from tests.support.tiny import tiny
 
 EVIL: Final = "m\x1b[31m\x07\u202egnp\u2066\u0085 \nerror: forged\r\x9b2J"
@@ -145,6 +146,20 @@ def test_closed_streams_change_nothing_but_what_is_seen(closed: str, tmp_path: P
     done = subprocess.run(shell, shell=True, cwd=tmp_path, check=False, capture_output=True)
     assert done.returncode == 0
     assert b"Traceback" not in done.stdout + done.stderr
+
+
+def test_what_libraries_print_in_c_does_not_reach_the_terminal():
+    code = (
+        "import os; from aether_converters.command_line import terminal as t; "
+        "t.prepare_streams(); t.silence_libraries(); os.write(2, b'PNG warning'); t.tell('ours é')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert done.stderr.decode().splitlines() == ["ours é"]
+
+
+def test_an_error_shows_what_was_found_even_if_that_is_blank():
+    assert str(AetherError("no", found=" ")) == "no\n  found     ' '"
+    assert str(AetherError("no", found="", key="a")) == "no\n  key       a"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")

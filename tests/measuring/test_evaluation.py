@@ -23,6 +23,7 @@ from aether_converters.measuring import quality as quality_module
 from aether_converters.measuring.evaluation import Comparing
 from aether_converters.measuring.quality import Quality, mean_quality, quality
 from aether_converters.pictures.shrinking import SHRINKING
+from aether_spandrel.errors import AetherError
 from tests.support.tiny import tiny
 
 # Untyped.
@@ -210,6 +211,25 @@ def test_what_is_kept_is_not_computed_again_and_what_changed_is(
     assert run()[1] == 1
     torch.save(tiny(seed=1).state_dict(), folder / "model.pth")
     assert run()[1] == 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"my notes", b'{"a": 1}\n', b"\x89PNG\r\n\x1a\n", b'{"key": {}}\nnotes', b"\0"]
+)
+def test_figures_are_added_to_no_file_that_holds_anything_else(folder: Path, content: bytes):
+    kept = folder / "mine"
+    kept.write_bytes(content)
+    with pytest.raises(AetherError, match="this file holds something else than kept figures"):
+        evaluate([folder / "model.pth"], Comparing(originals=folder / "Set5" / "HR"), kept=kept)
+    assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize("quality", ['"high"', "{}", '{"psnr": "x"}', "[]", "NaN"])
+def test_a_line_of_no_figures_is_passed_over(folder: Path, quality: str):
+    kept = folder / "kept.jsonl"
+    kept.write_text(f'{{"key": {{}}, "quality": {quality}}}\n')
+    found = evaluate([folder / "model.pth"], Comparing(originals=folder / "Set5" / "HR"), kept=kept)
+    assert not found.faults
 
 
 def test_files_stand_side_by_side_and_faults_stay_with_theirs(

@@ -127,6 +127,9 @@ def test_damaged_file_reads_or_says_that_it_is_damaged(
         chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"short")),
         chunk(b"cHRM", bytes(32)),
         chunk(b"zTXt", b"x"),
+        chunk(b"tRNS", b"\x01\x00" * 3),
+        chunk(b"tRNS", b"short"),
+        chunk(b"PLTE", bytes(7)),
     ],
 )
 def test_faulty_metadata_in_a_png_neither_stops_nor_prints(
@@ -135,6 +138,44 @@ def test_faulty_metadata_in_a_png_neither_stops_nor_prints(
     values = noise(2, 2, 3)
     (tmp_path / "a").write_bytes(png(2, 2, 8, 2, values.tobytes(), more) + b"behind the end")
     assert same_pixels(read_picture(tmp_path / "a"), values)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "more"),
+    [
+        (3, 0, b""),
+        (4, 2, b""),
+        (16, 3, chunk(b"PLTE", bytes(6))),
+        (1, 6, b""),
+        (8, 5, b""),
+        (8, 3, b""),
+    ],
+)
+def test_a_png_of_a_depth_that_its_kind_cannot_have_is_refused_in_our_words(
+    tmp_path: Path, depth: int, color_type: int, more: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").write_bytes(png(2, 2, depth, color_type, bytes(32), more))
+    with pytest.raises(ImageError, match="the picture cannot be decoded"):
+        read_picture(tmp_path / "a")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "colors",
+    [
+        chunk(b"PLTE", bytes(6)) + chunk(b"tRNS", b"\xff") * 2,
+        chunk(b"PLTE", bytes(6)) + chunk(b"tRNS", b"\xff" * 6),
+        chunk(b"PLTE", bytes(6)) * 2,
+        chunk(b"tRNS", b"\xff") + chunk(b"PLTE", bytes(6)),
+        chunk(b"PLTE", bytes(6))[:-1] + b"?",
+    ],
+)
+def test_a_faulty_palette_neither_stops_nor_prints(
+    tmp_path: Path, colors: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").write_bytes(png(2, 2, 8, 3, bytes(4), colors))
+    assert not read_picture(tmp_path / "a").color.any()
     assert capfd.readouterr() == ("", "")
 
 

@@ -48,6 +48,16 @@ def test_lossless_formats_keep_every_bit(
     assert same_pixels(found, samples(image))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "tiff", "bmp"])
+def test_a_single_pixel_is_a_picture(
+    tmp_path: Path, image_format: ImageFormat, size: tuple[int, int]
+) -> None:
+    color = np.full((3, *size), 7, np.uint8)
+    write_picture(Picture(color=color), tmp_path / "a", image_format, quality=100)
+    assert same_pixels(read_picture(tmp_path / "a"), np.moveaxis(color, 0, -1))
+
+
 @pytest.mark.parametrize("image_format", ["png", "tiff"])
 def test_all_65536_values_survive(tmp_path: Path, image_format: ImageFormat) -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)

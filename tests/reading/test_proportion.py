@@ -15,7 +15,11 @@ from torch import Tensor
 
 import aether_spandrel
 from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.errors import CheckpointError
+from aether_spandrel.network import read_network
+from aether_spandrel.revisions import MODULES
 from tests.support.hostile_files import (
+    KINDS,
     Raw,
     dict_of,
     get,
@@ -218,18 +222,56 @@ def _bytes_read() -> int:
     return int(line.split()[1])
 
 
-def test_numbers_of_a_sparse_file_that_are_not_the_networks_take_no_memory(tmp_path: Path):
+BESIDE_A_NETWORK: dict[str, tuple[str, str]] = {
+    "an optimizer": ("optimizer", "U8"),
+    "its moments, as a flat dictionary has them": ("optimizer_state.exp_avg", "F32"),
+    "another network": ("discriminator.conv0.weight", "F16"),
+    "integers": ("step_losses", "I64"),
+}
+
+
+@pytest.mark.parametrize("title", BESIDE_A_NETWORK)
+def test_numbers_of_a_sparse_file_that_are_not_the_networks_are_not_read(
+    title: str, tmp_path: Path
+):
+    key, kind = BESIDE_A_NETWORK[title]
+    path = tmp_path / "a.safetensors"
+    sparse_safetensors(path, key, kind)
+    before = _bytes_read()
+    found = read_checkpoint(path)
+    assert _bytes_read() - before < 2_000_000
+    assert all(torch.equal(found.state_dict[k], tensor) for k, tensor in tensors().items())
+    with pytest.raises(CheckpointError, match="a tensor that no AetherNet of this configuration"):
+        read_network(found)
+
+
+@pytest.mark.parametrize("key", ["layers.0.0.more.weight", "conv_first.other", "norm.running"])
+def test_a_network_larger_than_any_is_refused_before_it_is_read(key: str, tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    sparse_safetensors(path, key, "F32")
+    before = _bytes_read()
+    with pytest.raises(CheckpointError, match="the tensors are larger than those of any network"):
+        read_checkpoint(path)
+    assert _bytes_read() - before < 2_000_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_large_in_a_network_is_in_a_known_module(kind: str):
+    large = [key for key, tensor in tensors(kind).items() if tensor.numel() > 8]
+    assert [key for key in large if not MODULES.match(key)] == []
+
+
+def sparse_safetensors(path: Path, key: str, kind: str) -> None:
+    """A network and, in a hole of the file, 8 GiB of another tensor."""
     header, contents = _header(tensors())
     size = 8 * 2**30
     begin = len(contents)
-    header["optimizer"] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+    count = size // {"U8": 1, "F16": 2, "F32": 4, "I64": 8}[kind]
+    header[key] = {"dtype": kind, "shape": [count], "data_offsets": [begin, begin + size]}
     raw = json.dumps(header).encode()
-    path = tmp_path / "a.safetensors"
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(raw)) + raw + contents)
         stream.truncate(8 + len(raw) + begin + size)
-    found = read_checkpoint(path)
-    assert found.state_dict.keys() >= tensors().keys()
 
 
 def _header(state: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:

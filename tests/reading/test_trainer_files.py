@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import aether_spandrel
 from aether_core import AetherNet
 from aether_spandrel import CheckpointError
 from aether_spandrel.checkpoint import read_checkpoint
+from aether_spandrel.network import read_network
 from tests.support.checkpoint_files import same, saved
 from tests.support.published import draw
 from tests.support.tiny import tiny
@@ -52,6 +54,39 @@ def test_the_optimizer_beside_the_weights_does_not_matter(state: dict[str, Tenso
     assert same(found, state)
     assert (found.wrapper, found.alternatives) == ("model", ())
     assert found.metadata == {"epoch": 3, "lr": 2e-4}
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "one number, expanded": lambda tensor: torch.tensor(0.25).expand(tensor.shape),
+    "a row, expanded": lambda tensor: tensor[:1].expand(tensor.shape),
+    "axes in another order": lambda tensor: (
+        tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+    ),
+    "every second number": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+    "channels last": lambda tensor: (
+        tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numbers_may_lie_in_the_file_in_any_order(
+    state: dict[str, Tensor], tmp_path: Path, layout: str
+):
+    written = {
+        key: LAYOUTS[layout](tensor) if key.startswith("layers") else tensor
+        for key, tensor in state.items()
+    }
+    found = read_checkpoint(saved(written, tmp_path / "a.pth"))
+    assert same(found, written)
+    assert all(tensor.is_contiguous() for tensor in found.state_dict.values())
+    assert read_network(found).state_dict.keys() == state.keys()
+
+
+def test_a_tensor_expanded_beyond_its_file_is_refused(state: dict[str, Tensor], tmp_path: Path):
+    written = {**state, "layers.0.0.more.weight": torch.zeros(1).expand(2**20, 2**20)}
+    with pytest.raises(CheckpointError, match="the tensors claim to be larger than the file"):
+        read_checkpoint(saved(written, tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("prefix", ["generator.", "model.net_g.", "module.model."])

@@ -216,6 +216,35 @@ NEIGHBOURS: dict[str, Any] = {
         ],
         {"w": weight(3, 3, 9, 9), "true": True},
     ),
+    "begin_replaced": graph(
+        [
+            node("Slice", ["x", "seven", "far", "axis"], ["a"]),
+            node("Pad", ["a", "pads"], ["b"], mode="edge"),
+            node("Conv", ["b", "w"], ["c"], pads=[2] * 4),
+            twice_as_large("c"),
+        ],
+        {
+            "seven": [7],
+            "far": [2**40],
+            "axis": [3],
+            "pads": [0, 0, 0, 7, 0, 0, 0, 0],
+            "w": weight(3, 3, 5, 5),
+        },
+    ),
+    "ends_replaced": graph(
+        [
+            node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+            node("Pad", ["a", "less"], ["b"]),
+            node("Pad", ["b", "more"], ["c"]),
+            node("AveragePool", ["c"], ["d"], kernel_shape=[5, 5], pads=[2] * 4),
+            twice_as_large("d"),
+        ],
+        {
+            "less": [0, 0, -4, 0, 0, 0, 0, -9],
+            "more": [0, 0, 4, 0, 0, 0, 0, 9],
+            "w": weight(3, 3, 3, 3),
+        },
+    ),
 }
 WHOLE: dict[str, Any] = {
     "GlobalAveragePool": graph(

@@ -25,6 +25,7 @@ from aether_converters.command_line.main import main
 from aether_converters.measuring.benchmark import benchmark
 from aether_converters.pictures.tiling import plan_tiles, upscale_image
 from aether_converters.runtimes import devices
+from aether_converters.runtimes.other_networks import Sight
 from aether_spandrel.architectures import architecture_of, load_other
 from aether_spandrel.checkpoint import Checkpoint
 from aether_spandrel.errors import CheckpointError
@@ -157,6 +158,44 @@ def test_what_may_look_at_the_whole_picture_is_named(tmp_path: Path):
     assert "adaptive_max_pool2d" in upscaler.looks_at_all
     assert upscaler.steps == (8, 8)
     assert upscale_image(upscaler, noise(13, 17), plan_tiles(upscaler, 13, 17)).shape == (3, 26, 34)
+
+
+GRIDS: dict[str, tuple[nn.Module, int, bool]] = {
+    "a step of 2 and back": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 3, 2, 2)),
+        2,
+        False,
+    ),
+    "pooling twice": (
+        nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Upsample(scale_factor=4)),
+        4,
+        False,
+    ),
+    "blocks of 3": (nn.Sequential(nn.PixelUnshuffle(3), nn.PixelShuffle(3)), 3, False),
+    "enlarged alone": (nn.Sequential(nn.Conv2d(3, 12, 3, 1, 1), nn.PixelShuffle(2)), 1, False),
+    "what is stretched to a size": (
+        nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.Upsample(size=(24, 24), mode="bilinear")),
+        0,
+        True,
+    ),
+    "attention over a grid": (
+        nn.Sequential(nn.PixelUnshuffle(4), nn.Flatten(2), nn.MultiheadAttention(36, 1)),
+        0,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_tiles_begin_where_the_grids_of_a_network_do(name: str):
+    layers, steps, whole = GRIDS[name]
+    picture = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode(), Sight(picture) as sight:
+        value: Any = picture
+        for layer in layers.children():
+            value = layer(value, value, value) if "Attention" in str(layer) else layer(value)
+    assert bool(sight.unknown) == whole
+    assert whole or sight.steps == steps
 
 
 def test_memory_is_planned_by_the_largest_tensor(tmp_path: Path):

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.excepthook = _hook_before
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        return _run(arguments, debug=debug)
     except BaseException as error:
         if ear.heard:
             return _told(KeyboardInterrupt(), debug=False) and STOPPED_BY + ear.heard
@@ -83,10 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ear.rest()
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    from aether_converters.command_line.terminal import finish_streams, prepare_streams
+def _run(arguments: Sequence[str] | None, *, debug: bool) -> int:
+    from aether_converters.command_line.terminal import (
+        finish_streams,
+        prepare_streams,
+        silence_libraries,
+    )
 
     prepare_streams()
+    if not debug:
+        silence_libraries()
     from aether_converters.command_line.parser import read_arguments
 
     options = read_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -98,7 +104,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _told(error: BaseException, *, debug: bool) -> int:
     """Say what went wrong; returns the exit status."""
     from aether_converters.command_line.terminal import FAILED, abandon, fail, fail_with
-    from aether_spandrel.errors import AetherError
+    from aether_spandrel.errors import AetherError, reason
 
     match error:
         case AetherError():
@@ -119,6 +125,6 @@ def _told(error: BaseException, *, debug: bool) -> int:
 
                 traceback.print_exception(error)
             return fail(
-                f"unexpected {type(error).__name__}: {error}",
+                f"unexpected {type(error).__name__}: {reason(error)}",
                 "  next      run it again with --debug in front, and report the output",
             )

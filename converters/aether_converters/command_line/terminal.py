@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FAILED: Final = 1
 LONGEST_ROW: Final = 2000  # characters
+STDERR: Final = 2  # its number wherever C is written
 
 
 def say(*rows: str) -> None:
@@ -92,6 +93,25 @@ def prepare_streams() -> None:
             setattr(sys, name, nowhere)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def silence_libraries() -> None:
+    """Keep for ourselves the way to stderr, on which libraries in C print what they please.
+
+    What they have to say reaches users in errors, of which each says more.
+    """
+    stream = sys.stderr
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not sys.__stderr__ or stream.fileno() != STDERR:
+            return
+        stream.flush()
+        ours = os.dup(STDERR)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STDERR)
+        os.close(nowhere)
+        sys.stderr = os.fdopen(
+            ours, "w", encoding=stream.encoding, errors=stream.errors, buffering=1
+        )
 
 
 def finish_streams() -> None:

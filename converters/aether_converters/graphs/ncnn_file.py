@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ModelError
+from aether_spandrel.errors import reason
 
 MAGIC: Final = "7767517"
 INPUT: Final = "data"
@@ -289,7 +290,7 @@ def read_ncnn(param: Path, weights: Path | None = None) -> NcnnFile:
     except UnicodeDecodeError as error:
         raise _damaged(param, "bytes that are no text") from error
     except _OddError as error:
-        raise _damaged(param, str(error)) from None
+        raise _damaged(param, reason(error)) from None
     halves, count = _weigh(weights, needs)
     picture, result = found
     return NcnnFile(

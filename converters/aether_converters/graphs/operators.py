@@ -21,6 +21,7 @@ from aether_converters.graphs.values import (
     Factor,
     Value,
     constant,
+    cut_out,
     is_plain,
     is_strip,
     joined,
@@ -515,7 +516,10 @@ def padded(call: Call) -> Value:
             factor = outermost(place)
             dims.append((replace(factor, size=size),))
             shift = shifted(factor, begin, size)
-            value = seen_through(value, factor.axis or 0, shift, shift, factor.ratio)
+            axis = factor.axis or 0
+            value = seen_through(value, axis, shift, shift, factor.ratio)
+            if min(begin, end) < 0 and not factor.border:
+                value = cut_out(value, axis, size - factor.ratio * call.picture[axis])
     return replace(value, dims=tuple(dims))
 
 
@@ -558,6 +562,8 @@ def _cut_off(call: Call, value: Value, place: Dim, there: range) -> tuple[Value,
         return of_the_whole(value, call.operator), plain(count)
     shift = shifted(factor, begin, count)
     value = seen_through(value, factor.axis, shift, shift, ratio)
+    if not border:
+        value = cut_out(value, factor.axis, count - ratio * call.picture[factor.axis])
     return value, (replace(factor, size=count, ratio=ratio, border=border),)
 
 

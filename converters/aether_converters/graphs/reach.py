@@ -41,6 +41,7 @@ from aether_converters.graphs.values import (
     plain,
     sides,
 )
+from aether_spandrel.errors import reason
 
 STANDARD: Final = ("", "ai.onnx", "com.microsoft")
 """Domains whose operators are what their names say; onnxruntime's own have the same names."""
@@ -129,7 +130,7 @@ def _inlined(model: ModelProto) -> ModelProto:
     except Exception as error:
         raise ModelError(
             "the functions of the graph cannot be read",
-            found=str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
+            found=reason(error),
             advice="export the network again, without functions",
         ) from error
 

@@ -51,23 +51,30 @@ class View:
         through: Views that it is made of, with the px between which it sees each: index i sees the
             indices of the other one from i / ratio + low to i / ratio + high.
         depth: Larger than that of any view within.
+        excess: Indices more than there would be from the first px to the last, of a value that was
+            cut out: what is put in the place of the others later is no part of the picture.
     """
 
     ratio: Fraction
     through: tuple[tuple[View, Fraction, Fraction], ...] = ()
     depth: int = 0
+    excess: Fraction | None = None
 
     def within(self, first: int, last: int) -> tuple[int, int]:
-        """The px that indices from `first` to `last` depend on, the outermost two."""
+        """The px that must be there for indices from `first` to `last`, the outermost two."""
         needed: dict[View, tuple[int, int]] = {self: (first, last)}
         waiting: list[tuple[int, int, View]] = [(-self.depth, 0, self)]
         count = 0
-        found = (first, last)
+        found: tuple[int, int] | None = None
         while waiting:
             _, _, view = heapq.heappop(waiting)
             first, last = needed[view]
-            if not view.through:
-                found = (first, last)
+            if view.excess is not None or not view.through:
+                ends = (
+                    math.floor(first / view.ratio),
+                    math.ceil((last + 1 - (view.excess or 0)) / view.ratio) - 1,
+                )
+                found = ends if found is None else (min(found[0], ends[0]), max(found[1], ends[1]))
             for inner, low, high in view.through:
                 # Indices are whole: the first at or behind the one end, the last before the other.
                 ends = (
@@ -81,7 +88,7 @@ class View:
                 else:
                     ends = min(before[0], ends[0]), max(before[1], ends[1])
                 needed[inner] = ends
-        return found
+        return found or (first, last)
 
 
 PICTURE: Final = View(Fraction(1))
@@ -202,6 +209,13 @@ def seen_through(value: Value, axis: int, low: Fraction, high: Fraction, ratio: 
     views[axis] = View(ratio, ((before, low, high),), before.depth + 1)
     steps[axis] = math.lcm(steps[axis], ratio.denominator)  # an index stands where tiles start
     return replace(value, views=(views[HEIGHT], views[WIDTH]), steps=(steps[HEIGHT], steps[WIDTH]))
+
+
+def cut_out(value: Value, axis: int, excess: Fraction) -> Value:
+    """A value whose indices, as they were just seen, begin behind the first px or end before."""
+    views = list(value.views)
+    views[axis] = replace(views[axis], excess=excess)
+    return replace(value, views=(views[HEIGHT], views[WIDTH]))
 
 
 def shifted(factor: Factor, begin: int, size: int) -> Fraction:

@@ -22,6 +22,7 @@ from aether_converters.graphs.macs import node_macs
 from aether_converters.graphs.onnx_shapes import Shape
 from aether_converters.runtimes.upscaler import Upscaler
 from aether_converters.tensorrt.layers import LAYOUT, QUANTISABLE
+from aether_spandrel.errors import reason
 
 Verdict = Literal["rejected", "saturates", "float"]
 
@@ -174,7 +175,7 @@ def _optimised(path: Path) -> ModelProto:
             raise ModelError(
                 "onnxruntime refuses the model",
                 file=path,
-                found=str(error).strip().partition("\n")[0][:300],
+                found=reason(error),
                 advice="convert it again from its checkpoint with aethernet convert",
             ) from error
         return onnx.load(str(optimised))

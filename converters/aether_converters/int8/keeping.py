@@ -20,7 +20,7 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.runtimes.pytorch import TUNED as ENTRY
 from aether_core import RGB_MEAN, AetherNet
-from aether_spandrel.errors import CheckpointError
+from aether_spandrel.errors import CheckpointError, reason
 
 GRIDS: Final = ("inputs", "outputs", "activations")
 
@@ -52,7 +52,7 @@ def kept_plan(metadata: Mapping[str, object], network: AetherNet) -> Quantisatio
         raise CheckpointError(
             "what int8 tuning left in the file cannot be used",
             key=ENTRY,
-            found=str(error)[:200],
+            found=reason(error),
             advice="tune again from the checkpoint that it was made from",
         ) from error
 

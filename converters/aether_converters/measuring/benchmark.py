@@ -42,7 +42,7 @@ from aether_converters.runtimes.upscaler import (
     Upscaler,
     format_of,
 )
-from aether_spandrel.errors import AetherError
+from aether_spandrel.errors import AetherError, reason
 
 Size = tuple[int, int]
 Run = Callable[[Image], Image]
@@ -365,7 +365,7 @@ def torch_run(model: nn.Module, dtype: str, device: str = "cpu") -> Run:
                 raise
             raise ModelError(
                 f"this PyTorch cannot compute the network in {dtype} on {device}",
-                found=str(error).splitlines()[0],
+                found=reason(error),
                 advice="--dtype fp32, or a newer PyTorch",
             ) from error
 

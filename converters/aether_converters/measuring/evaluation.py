@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,8 @@ from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Upscaler
 from aether_converters.wanted import one_or_many
 from aether_spandrel.errors import AetherError
+from aether_spandrel.file_kinds import HEAD_BYTES, describe_head
+from aether_spandrel.opening import read_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,13 +323,17 @@ class _Memory:
     """Figures of earlier runs, in a file of JSON lines to which those of this run are added."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read what is there; a line that an end of power cut off is none."""
+        """Read what is there; a line that an end of power cut off is none.
+
+        Raises:
+            AetherError: The file holds anything else, which nothing may be added to.
+        """
         self._path = path
         self._known: dict[str, Quality] = {}
         for line in _lines(path):
             try:
                 entry = cast("dict[str, Any]", json.loads(line))
-                self._known[_text(entry["key"])] = Quality(**entry["quality"])
+                self._known[_text(entry["key"])] = _kept_quality(entry["quality"])
             except (ValueError, TypeError, KeyError):
                 continue
 
@@ -345,10 +352,32 @@ class _Memory:
         return found
 
 
+BEGIN: Final = b'{"key": '  # of each line
+MOST_KEPT: Final = 2**28  # bytes
+
+
 def _lines(path: Path | None) -> Iterator[bytes]:
-    if path is not None and path.exists():
-        with fault_of(path):
-            yield from path.read_bytes().splitlines()
+    if path is None or not path.exists():
+        return
+    for line in filter(None, read_file(path, most=MOST_KEPT, kind=AetherError).splitlines()):
+        if not (line.startswith(BEGIN) or BEGIN.startswith(line)):
+            raise AetherError(
+                "this file holds something else than kept figures",
+                file=path,
+                found=describe_head(line[:HEAD_BYTES]),
+                advice="choose another name with --kept",
+            )
+        yield line
+
+
+def _kept_quality(found: Mapping[str, Any]) -> Quality:
+    """Figures that were kept; raises ValueError or TypeError if they are none."""
+    kept = Quality(**found)
+    for name, value in asdict(kept).items():
+        none = value is None and name.startswith("psnr")
+        if not none and not math.isfinite(cast("float", value)):
+            raise ValueError("no figure")
+    return kept
 
 
 def _text(key: object) -> str:

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from aether_converters.errors import ImageError
+from aether_spandrel.errors import reason
 
 # Both log what ends up in an ImageError here, and Python prints what no handler takes. An
 # application that configures logging still receives it.
@@ -103,8 +104,7 @@ def explained(error: Exception, troubles: Troubles, file: Path) -> ImageError:
     is_folder = isinstance(error, PermissionError) and file.is_dir()
     fault = IsADirectoryError if is_folder else type(error)
     problem, advice = next(words for faults, *words in troubles if issubclass(fault, faults))
-    found = str(error) or type(error).__name__
-    return ImageError(problem, file=file, found=found, advice=advice)
+    return ImageError(problem, file=file, found=reason(error), advice=advice)
 
 
 def unreadable_folder(folder: Path) -> ImageError:

@@ -148,7 +148,7 @@ def check_jpeg(jpeg: Jpeg, file_size: int) -> None:
         ImageError: By its size in px, or the bytes that decoding it takes.
     """
     check_size(jpeg.width, jpeg.height)
-    check_cost(jpeg.cost, file_size)
+    check_cost(jpeg.cost, file_size, pixels=jpeg.width * jpeg.height)
 
 
 class WatchedJpeg(io.BytesIO):

@@ -12,6 +12,9 @@ MAX_PIXELS: Final = 2**29
 ALLOWANCE: Final = 2**27  # bytes, of pixels in any file: 44 million px of 8-bit RGB
 ALLOWANCE_PER_BYTE: Final = 128  # of the file: more than cameras and scanners compress
 
+LEAST_PER_PIXEL: Final = 2
+"""Bytes that each px counts at least: grey and bilevel ones are enlarged as slowly as others."""
+
 MAX_SCANS: Final = 100  # of a JPEG, each of which is a pass over all pixels; sound ones have 14
 
 
@@ -41,22 +44,25 @@ def decoding_budget(file_size: int) -> int:
     return ALLOWANCE + ALLOWANCE_PER_BYTE * file_size
 
 
-def check_cost(needed: int, file_size: int) -> None:
+def check_cost(needed: int, file_size: int, *, pixels: int = 0) -> None:
     """Refuse a file that would swell out of proportion, before it is decoded.
 
     Args:
         needed: Bytes that its decoder fills, with what it keeps beside the pixels.
         file_size: Bytes of the file.
+        pixels: Of the picture, which are then all enlarged.
 
     Raises:
         ImageError: More than `decoding_budget`.
     """
     budget = decoding_budget(file_size)
-    if needed > budget:
+    counted = max(needed, LEAST_PER_PIXEL * pixels)
+    if counted > budget:
         raise ImageError(
             "the picture is far larger than its file lets expect",
-            expected=f"at most {budget} bytes of pixels in a file of {file_size} bytes",
-            found=f"{needed} bytes",
+            expected=f"at most {budget} bytes of pixels in a file of {file_size} bytes, "
+            f"{LEAST_PER_PIXEL} or more a px",
+            found=f"{counted} bytes",
             advice="if it is sound, cut it into parts in a picture editor, and upscale them "
             "one by one",
         )

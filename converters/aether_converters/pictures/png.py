@@ -40,6 +40,16 @@ CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples per px of each colour type."""
 
 PALETTE: Final = 3
+DEPTHS: Final = {
+    0: (1, 2, 4, 8, 16),
+    2: (8, 16),
+    PALETTE: (1, 2, 4, 8),
+    4: (8, 16),
+    6: (8, 16),
+}
+"""Bits of a sample that each colour type can have."""
+
+LONGEST_SIDE: Final = 10**6  # px, for libpng
 PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 COLOR_CHUNKS: Final = frozenset((b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"))
 WITHOUT_COLOR: Final = (b"bKGD", b"pHYs")
@@ -110,7 +120,8 @@ def decode_png(stream: BinaryIO) -> Picture:
     transparent = any(piece.kind == b"tRNS" for piece in pieces)
     samples = (3 if header.color_type == PALETTE else CHANNELS[header.color_type]) + transparent
     of_sample = 2 if header.depth == 16 else 1
-    check_cost(header.width * header.height * samples * of_sample, len(content))
+    pixels = header.width * header.height
+    check_cost(pixels * samples * of_sample, len(content), pixels=pixels)
 
     orientation, marks = _marks(pieces, header)
     decode = _decode_passes if header.interlaced else _decode_whole
@@ -138,11 +149,14 @@ def _header(pieces: Sequence[_Piece]) -> _Header:
 
     Raises:
         struct.error: It is too short or too long.
-        ValueError: It is no header.
+        ValueError: It is no header, or of a side that libpng refuses.
     """
-    width, height, depth, color_type, *_, interlaced = struct.unpack(">IIBBBBB", pieces[0].content)
-    if pieces[0].kind != b"IHDR" or color_type not in CHANNELS:
+    width, height, depth, color_type, *methods = struct.unpack(">IIBBBBB", pieces[0].content)
+    interlaced = methods.pop()
+    if pieces[0].kind != b"IHDR" or depth not in DEPTHS.get(color_type, ()) or any(methods):
         raise ValueError("a PNG without a sound header")
+    if max(width, height) > LONGEST_SIDE:
+        raise ValueError(f"a side of more than {LONGEST_SIDE} px")
     return _Header(
         width=width,
         height=height,
@@ -152,16 +166,22 @@ def _header(pieces: Sequence[_Piece]) -> _Header:
     )
 
 
-def _colors(pieces: Iterable[_Piece], header: _Header) -> Iterator[memoryview]:
+def _colors(pieces: Iterable[_Piece], header: _Header) -> Iterator[bytes]:
     """Palette and transparent colour, if they are sound: of faults libpng prints warnings."""
-    most = {0: 2, 2: 6, PALETTE: 256}.get(header.color_type, 0)
-    for piece in pieces:
-        size = len(piece.content)
-        fits = size == most or (header.color_type == PALETTE and 0 < size <= most)
-        if (piece.kind == b"PLTE" and header.color_type == PALETTE) or (
-            piece.kind == b"tRNS" and fits
-        ):
-            yield piece.whole
+    found: dict[bytes, memoryview] = {}
+    for kind, content, _ in pieces:
+        if kind in (b"PLTE", b"tRNS"):
+            found.setdefault(kind, content)
+    palette, transparent = found.get(b"PLTE", b""), found.get(b"tRNS", b"")
+    if header.color_type == PALETTE:
+        fits = 0 < len(transparent) <= len(palette) // 3
+        yield packed_chunk(b"PLTE", bytes(palette))
+    else:
+        size = 2 * CHANNELS[header.color_type]
+        fits = header.color_type in (0, 2) and len(transparent) == size
+        fits = fits and max(struct.unpack(f">{size // 2}H", transparent)) < 2**header.depth
+    if fits:
+        yield packed_chunk(b"tRNS", bytes(transparent))
 
 
 def _decode_whole(pieces: Sequence[_Piece], header: _Header) -> Samples:

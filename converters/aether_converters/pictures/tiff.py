@@ -126,7 +126,7 @@ def _check_blocks(page: tifffile.TiffPage, file_size: int) -> None:
     decoded = (
         math.prod(page.chunked) * math.prod(page.chunks) * (1 if page.bitspersample <= 8 else 2)
     )
-    check_cost(decoded, file_size)
+    check_cost(decoded, file_size, pixels=page.imagewidth * page.imagelength)
     check_cost(COST_OF_PACKED * sum(page.databytecounts), file_size)
     if max(map(operator.add, page.dataoffsets, page.databytecounts), default=0) > file_size:
         raise ImageError(

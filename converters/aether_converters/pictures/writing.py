@@ -222,7 +222,10 @@ def _to_samples(picture: Picture) -> Samples:
     dtype = np.dtype(np.uint16 if picture.bits == 16 else np.uint8)
     if picture.alpha is None and picture.color.dtype == dtype:
         # Upscaled pictures lie in memory as files hold them, so that this copies nothing.
-        samples = np.ascontiguousarray(np.moveaxis(picture.color, 0, -1))
+        there = np.ascontiguousarray(np.moveaxis(picture.color, 0, -1))
+        # Of a single px numpy calls any strides contiguous; encoders do not.
+        channels, height, width = picture.color.shape
+        samples = there.reshape(-1).reshape(height, width, channels)
     else:
         planes = [*picture.color] if picture.alpha is None else [*picture.color, picture.alpha]
         samples = np.empty((*planes[0].shape, len(planes)), dtype)

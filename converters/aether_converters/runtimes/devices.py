@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from aether_converters.errors import ModelError
+from aether_spandrel.errors import reason
 
 DTYPES: Final = ("fp32", "bf16", "fp16")
 """In which PyTorch computes a network, whatever its file holds."""
@@ -85,7 +86,7 @@ def why_unusable(device: str) -> str:
         ValueError,
         ImportError,
     ) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+        return reason(error, LONGEST_REASON)
     return ""
 
 

@@ -39,6 +39,7 @@ from aether_converters.runtimes.providers import (
     usable_providers,
 )
 from aether_converters.runtimes.upscaler import Image, Upscaler
+from aether_spandrel.errors import reason
 from aether_spandrel.file_kinds import HEAD_BYTES, describe_head, kind_of
 from aether_spandrel.opening import open_file
 
@@ -254,7 +255,7 @@ def read_onnx(path: Path) -> ModelProto:
                 advice="check the path, the permissions and that the disk is well",
             ) from error
         except Exception as error:  # protobuf's DecodeError is of no public module
-            raise _no_model(path, head, _first_line(error)) from error
+            raise _no_model(path, head, reason(error)) from error
     if not model.HasField("graph"):
         raise _no_model(path, head, "no graph")
     _refuse_other_data(path, model)
@@ -330,7 +331,7 @@ class Session:
         except RUNTIME_ERRORS as error:
             raise ModelError(
                 "onnxruntime refuses the model",
-                found=_first_line(error),
+                found=reason(error),
                 advice="convert it again from its checkpoint with aethernet convert",
             ) from error
         # A run that fails would be tried again on the CPU, unseen.
@@ -355,7 +356,7 @@ class Session:
             raise ModelError(
                 "onnxruntime cannot run the model on this image",
                 file=self._path,
-                found=f"{width} x {height} px: {_first_line(error)}",
+                found=f"{width} x {height} px: {reason(error)}",
                 advice="if memory ran out, try a smaller --tile"
                 if "alloc" in str(error).lower()
                 else "export the network again for pictures of any size, or for this one",
@@ -476,8 +477,3 @@ def _activation_bytes(
             return max(math.ceil(TILE_BYTES / area), 1)
         taken, pixels = more, (interface.batch or 1) * side * side
     return max(taken // pixels, 1)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -52,6 +53,7 @@ class Sight(TorchDispatchMode):
         reach: Px in each direction that an output pixel can depend on, as far as all operators
             are known.
         unknown: Names of those that may look at the whole picture.
+        steps: Px of which all sides and places of tiles are multiples in the network's grids.
     """
 
     def __init__(self, picture: Tensor) -> None:
@@ -61,10 +63,11 @@ class Sight(TorchDispatchMode):
         self.largest = 0
         self.reach = 0.0
         self.unknown: dict[str, None] = {}
-        self._side = picture.shape[2]
-        # Networks compute with their weights alone, too, which is no matter of where one looks.
+        self.steps = 1
+        # Px of the picture for one of each tensor made of it. Networks compute with their weights
+        # alone, too, which is no matter of where one looks.
         self._of_picture = WeakTensorKeyDictionary()
-        self._of_picture[picture] = None
+        self._of_picture[picture] = Fraction(1)
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,19 +83,28 @@ class Sight(TorchDispatchMode):
             [value for value in tree_leaves(values) if isinstance(value, Tensor)]
             for values in ((args, kwargs), result)
         )
-        if any(value in self._of_picture for value in given):
-            self._look(name, args, made)
+        grids: list[Fraction] = [
+            self._of_picture[value] for value in given if value in self._of_picture
+        ]
+        if grids:
+            grid = self._look(name, args, made, max(grids))
             for value in made:
-                self._of_picture[value] = None
+                self._of_picture[value] = grid
         return result
 
-    def _look(self, name: str, args: Any, made: Sequence[Tensor]) -> None:
+    def _look(self, name: str, args: Any, made: Sequence[Tensor], grid: Fraction) -> Fraction:
+        """Note what an operator does; returns how many px one of its result stands for."""
         self.largest = max([self.largest, *(value.nbytes for value in made)])
         if name in REACHES and args[0].dim() == 4:
-            # A px of a tensor that is smaller than the picture stands for several of it.
-            self.reach += REACHES[name](args) * self._side / min(args[0].shape[2:])
+            self.reach += float(REACHES[name](args) * grid)
         elif not _is_local(name, args, made):
             self.unknown[name] = None
+        change = STEPS[name](args, made[0]) if name in STEPS and args[0].dim() == 4 else Fraction(1)
+        if 1 not in (change.numerator, change.denominator):
+            self.unknown[name] = None  # where it looks depends on how large the picture is
+        grid *= change
+        self.steps = math.lcm(self.steps, grid.numerator)
+        return grid
 
 
 def _is_local(name: str, args: Any, made: Sequence[Tensor]) -> bool:
@@ -117,6 +129,23 @@ def _of_pooling(args: Any) -> float:
     return max(args[1]) - 1
 
 
+def _of_stride(args: Any, _: Tensor) -> Fraction:
+    """How much coarser a convolution makes the grid."""
+    stride, transposed = max(args[3]), args[6]
+    return Fraction(1, stride) if transposed else Fraction(stride)
+
+
+def _of_pool_stride(args: Any, _: Tensor) -> Fraction:
+    return Fraction(max(args[2]) if len(args) > 2 and args[2] else max(args[1]))
+
+
+def _of_sides(args: Any, made: Tensor) -> Fraction:
+    """How much coarser the grid is, by the tensors before and after."""
+    before, after = args[0].shape, made.shape
+    changes = {Fraction(before[axis], after[axis]) for axis in (2, 3)}
+    return changes.pop() if len(changes) == 1 else Fraction(2, 3)
+
+
 REACHES: Final[Mapping[str, Callable[[Any], float]]] = {
     "convolution": _of_convolution,
     "avg_pool2d": _of_pooling,
@@ -126,6 +155,18 @@ REACHES: Final[Mapping[str, Callable[[Any], float]]] = {
     "upsample_bicubic2d": lambda _: 3,
 }
 """Operators that look beyond a pixel, and how far."""
+
+STEPS: Final[Mapping[str, Callable[[Any, Tensor], Fraction]]] = {
+    "convolution": _of_stride,
+    "avg_pool2d": _of_pool_stride,
+    "max_pool2d_with_indices": _of_pool_stride,
+    "upsample_nearest2d": _of_sides,
+    "upsample_bilinear2d": _of_sides,
+    "upsample_bicubic2d": _of_sides,
+    "pixel_shuffle": _of_sides,
+    "pixel_unshuffle": _of_sides,
+}
+"""Operators whose result has another grid of px, and how many times coarser it is."""
 
 LOCAL: Final = frozenset(
     (
@@ -199,11 +240,11 @@ def _running(descriptor: Descriptor, path: Path) -> Upscaler:
     """A network as it is, which came from `path`."""
     sight = _looked_at(descriptor, path)
     whole = tuple(sight.unknown)
-    if descriptor.tiling is not ModelTiling.SUPPORTED:
+    step = descriptor.size_requirements.multiple_of
+    if descriptor.tiling is not ModelTiling.SUPPORTED or step % sight.steps:
         whole = whole or (descriptor.architecture.name,)
     reach = math.ceil(sight.reach)
     exact = reach <= EXACT and not whole
-    step = descriptor.size_requirements.multiple_of
     return Upscaler(
         path=path,
         format="pth",

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args
 from aether_converters.errors import EngineError, MissingExtraError
 from aether_converters.installation import install_line
 from aether_converters.tensorrt.driver import Driver, probe_driver
+from aether_spandrel.errors import reason
 
 BackendName = Literal["tensorrt", "tensorrt-rtx"]
 BACKENDS: Final[tuple[BackendName, ...]] = get_args(BackendName)
@@ -87,7 +88,7 @@ def load_backend(name: BackendName | None = None, *, to_run: bool = False) -> Ba
     try:
         module: Any = importlib.import_module(MODULES[chosen])
     except (ImportError, OSError, RuntimeError) as error:
-        raise missing_backend(chosen, str(error).splitlines()[0]) from error
+        raise missing_backend(chosen, reason(error)) from error
     return Backend(
         name=chosen, version=checked_version(chosen, module), module=module, driver=driver
     )
