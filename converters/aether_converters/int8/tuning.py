@@ -51,10 +51,7 @@ LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 o
 """Beyond that, layers go back to float."""
 
 FEW: Final = 6  # one in so many patches tells which layer costs most
-SHARE_OF_ALL: Final = 0.5  # of the time: in it the whole network learns, before that its head
-RATE_OF_ALL: Final = 0.3  # relative to that of the head, which is the nearest to the picture
-BATCH: Final = 2  # pictures
-MOST_BATCHES: Final = 1000
+MOST_PICTURES: Final = 2000
 SPEED: Final = 30e9
 """Multiply-accumulates a second, three for each of the network's, with which batches are counted.
 
@@ -177,42 +174,68 @@ def _without_last(state: Rounded, _bench: Workbench) -> Iterable[Rounded]:
         yield _only(state, others)
 
 
-def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    lessons = _lessons(bench, bench.patches.seen, whole, SHARE_OF_ALL, lambda _name: True)
-    return _learning(state, bench, replace(lessons, rate=RATE_OF_ALL))
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """How a part of a network learns.
+
+    Attributes:
+        run: What it makes of what it takes.
+        learns: Whether a layer is of this part.
+        share: Of the time.
+        batch: Pictures at once, which decides the memory.
+        rate: Relative to the rates of `distillation`.
+    """
+
+    run: Callable[[AetherNet, Tensor], Tensor]
+    learns: Callable[[str], bool]
+    share: float
+    batch: int
+    rate: float
+
+    def lessons(self, bench: Workbench, pictures: Sequence[Image]) -> Lessons:
+        """What can be learnt from pictures in its share of the time."""
+        taken = _batch(pictures)
+        seconds = self.share * bench.seconds
+        return Lessons(
+            taken=taken.to(bench.device),
+            run=self.run,
+            expected=_run(bench.exact, taken).to(bench.device),
+            batches=self._batches(bench, seconds),
+            batch=self.batch,
+            rate=self.rate,
+            seconds=seconds,
+        )
+
+    def _batches(self, bench: Workbench, seconds: float) -> int:
+        """How many fit into the time, by what the layers that learn compute."""
+        costs = macs_per_pixel(bench.exact)
+        macs = sum(macs for name, macs in costs.items() if self.learns(name))
+        macs *= bench.held_out.shape[-1] ** 2
+        most = MOST_PICTURES // self.batch
+        return max(min(int(seconds * SPEED / (3 * macs * self.batch)), most), 1)
+
+
+OF_HEAD: Final = _Course(
+    run=of_head,
+    learns=lambda layer: layer.startswith(("conv_before_upsample", "upsample", LAST)),
+    share=0.5,
+    batch=2,
+    rate=1.0,
+)
+"""Nearest to the picture, where rounding is seen most; without the body a batch takes little."""
+
+OF_ALL: Final = _Course(run=whole, learns=lambda _layer: True, share=0.5, batch=1, rate=0.3)
 
 
 def _head_distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    """The head learns alone: it rounds most visibly, and without the body a batch takes little."""
     pictures = (*bench.patches.seen, *bench.patches.more)
-    lessons = _lessons(bench, pictures, of_head, 1 - SHARE_OF_ALL, _in_head)
+    lessons = OF_HEAD.lessons(bench, pictures)
     taken = _given_by_body(simulate(state.network, state.plan), _batch(pictures))
     return _learning(state, bench, replace(lessons, taken=taken.to(bench.device)))
 
 
-def _in_head(layer: str) -> bool:
-    return layer.startswith(("conv_before_upsample", "upsample", LAST))
-
-
-def _lessons(
-    bench: Workbench,
-    pictures: Sequence[Image],
-    run: Callable[[AetherNet, Tensor], Tensor],
-    share: float,
-    learns: Callable[[str], bool],
-) -> Lessons:
-    """What the layers that learn can learn from pictures in a share of the time."""
-    taken = _batch(pictures)
-    seconds = share * bench.seconds
-    return Lessons(
-        taken=taken.to(bench.device),
-        run=run,
-        expected=_run(bench.exact, taken).to(bench.device),
-        batches=_batches(bench, seconds, learns),
-        batch=BATCH,
-        rate=1.0,
-        seconds=seconds,
-    )
+def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    return _learning(state, bench, OF_ALL.lessons(bench, bench.patches.seen))
 
 
 def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Rounded]:
@@ -223,14 +246,6 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
         bench.told(f"{figure:.1f} dB, {max(end - time.monotonic(), 0):.0f} s left", done, total)
 
     return distilled(state, lessons, progress)
-
-
-def _batches(bench: Workbench, seconds: float, learns: Callable[[str], bool]) -> int:
-    """How many batches fit into the time, by what the layers that learn compute."""
-    side = bench.held_out.shape[-1]
-    costs = macs_per_pixel(bench.exact)
-    macs = sum(macs for name, macs in costs.items() if learns(name)) * side**2 * BATCH
-    return max(min(int(seconds * SPEED / (3 * macs)), MOST_BATCHES), 1)
 
 
 STEPS: Final = (
