@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path):
     with pytest.raises(ModelError, match="weights of another kind, 00d04b00"):
         read_ncnn(path)
     assert HALVES.weights[:4] == HALF
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes with names")
+def test_a_pipe_called_like_a_graph_is_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.param")
+    with pytest.raises(ModelError, match="this is not a regular file"):
+        read_ncnn(tmp_path / "a.param")
 
 
 def test_a_missing_bin_file_is_named(tmp_path: Path):

@@ -122,6 +122,15 @@ def test_a_photograph_is_turned_upright_and_keeps_its_profile(opened: Upscaler, 
     assert found.info["icc_profile"] == RGB_PROFILE
 
 
+def test_pillow_images_with_alpha_multiplied_in_and_matrices_are_pictures(opened: Upscaler):
+    grey = Image.new("LA", (5, 4), (100, 128))
+    same = np.asarray(upscale(opened, grey)).astype(int)
+    assert np.abs(np.asarray(upscale(opened, grey.convert("La"))).astype(int) - same).max() <= 2
+    array = noise(6, 7)
+    matrix: Any = array.view(np.matrix)
+    assert np.array_equal(upscale(opened, matrix), upscale(opened, array))
+
+
 def test_a_model_that_spandrel_loaded_gives_the_same(model: Path, opened: Upscaler):
     picture = noise(13, 17, 4)
     expected = upscale(opened, picture)
@@ -163,6 +172,7 @@ REFUSED = {
     "batch": (np.zeros((1, 4, 4, 3), np.uint8), "array of this shape"),
     "channels first": (np.zeros((3, 20, 20), np.uint8), "array of this shape"),
     "empty": (np.zeros((0, 4, 3), np.uint8), "not a picture"),
+    "too large": (np.broadcast_to(np.uint8(3), (10**5, 10**5, 3)), "the picture is too large"),
     "tensor": (torch.zeros(4, 4), "no picture that can be enlarged"),
     "mode F": (Image.new("F", (4, 4)), "what is white in this picture"),
 }

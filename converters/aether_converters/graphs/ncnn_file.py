@@ -14,6 +14,7 @@ from typing import Final
 
 from aether_converters.errors import ModelError
 from aether_spandrel.errors import reason
+from aether_spandrel.opening import open_file, read_file
 
 MAGIC: Final = "7767517"
 INPUT: Final = "data"
@@ -326,7 +327,7 @@ def _bytes(path: Path, most: int) -> bytes:
         size = path.stat().st_size
         if size > most:
             raise _damaged(path, f"{size} bytes")
-        return path.read_bytes()
+        return read_file(path, most=most, kind=ModelError)
     except OSError as error:
         raise ModelError(
             f"the file cannot be read: {error.strerror or error}",
@@ -446,7 +447,7 @@ def _weigh(weights: Path, needs: Sequence[tuple[int, bool]]) -> tuple[bool, int]
     halves, place = False, 0
     try:
         size = weights.stat().st_size
-        with weights.open("rb") as file:
+        with open_file(weights, ModelError) as file:
             for count, tagged in needs:
                 width = 4
                 if tagged:

@@ -116,6 +116,8 @@ def _of_array(array: NDArray[Any]) -> Picture:
             found=str(array.dtype),
             advice="convert it with astype, white being 255, 65535 or 1.0",
         )
+    if array.size:
+        check_size(array.shape[1], array.shape[0])
     floats = array.dtype.name in FLOATS
     if floats and array.size:
         low, high = float(array.min()), float(array.max())
@@ -127,7 +129,7 @@ def _of_array(array: NDArray[Any]) -> Picture:
                 advice="divide it by its white, such as 255",
             )
     # By its name a dtype is in this computer's order of bytes.
-    samples = array.astype("float32" if floats else array.dtype.name, copy=False)
+    samples = np.asarray(array).astype("float32" if floats else array.dtype.name, copy=False)
     return upright(cast(Samples, samples), 1, Marks())
 
 

@@ -234,8 +234,8 @@ def _pillow_samples(image: Image.Image) -> tuple[Samples, bytes | None]:
         return values.astype(np.uint16), profile
     if image.mode in GREY_MODES and "transparency" not in image.info:
         return np.asarray(image.convert("L")), profile
-    if image.mode == "LA":
-        return np.asarray(image), profile
+    if image.mode in ("LA", "La"):
+        return np.asarray(image.convert("LA")), profile
     transparent = image.mode in ("RGBA", "PA", "RGBa", "La") or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if transparent else "RGB")), profile
 

@@ -27,6 +27,7 @@ from aether_converters.tensorrt.layers import (
     parse_layers,
     running_in_float,
 )
+from aether_spandrel.opening import read_file
 
 Shape = tuple[int, int, int, int]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -38,6 +39,7 @@ SMALLEST_SIDE: Final = 16  # px
 USUAL_SIZE: Final = (512, 512)  # (H, W) in px, of a tile
 LARGEST_SIZE: Final = (1088, 1920)  # a frame of full HD, padded to a multiple of 16
 CAPABILITIES: Final = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50
+MOST_READ: Final = 2**31  # bytes of an ONNX file, and of a timing cache
 PATIENCE: Final = 0.1  # s; how soon an interruption is noticed
 NAMED: Final = 5  # layers in a message
 
@@ -177,14 +179,7 @@ def engine_layers(
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"the file cannot be read: {error.strerror or error}",
-            file=path,
-            advice="check the path and the permissions",
-        ) from error
+    return read_file(path, most=MOST_READ, kind=EngineError)
 
 
 def refuse_float(plan: Plan, *, file: Path | None = None) -> None:
