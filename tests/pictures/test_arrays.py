@@ -165,7 +165,7 @@ def test_ten_threads_share_one_model(model: Path, tmp_path: Path, format: str):
                 np.testing.assert_array_equal(found, expected)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Any, str]] = {
     "0 to 255": (np.full((4, 4), 255, np.float32), "floats of this array do not lie"),
     "not a number": (np.full((4, 4), np.nan), "floats of this array do not lie"),
     "int64": (np.zeros((4, 4), np.int64), "white in an array of this dtype"),
