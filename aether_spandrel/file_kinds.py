@@ -36,8 +36,8 @@ SAVE_AS_PNG: Final = (
 )
 DOWNLOAD: Final = "download the file itself: this is a page about it, or says why there is none"
 FRAMES: Final = (
-    "ffmpeg -i video.mp4 frames/%06d.png makes pictures of its frames, which can be enlarged; "
-    "docs/video.md has the way back, with the sound, and the one through VapourSynth"
+    "mkdir frames && ffmpeg -i video.mp4 frames/%06d.png makes pictures of its frames, which can "
+    "be enlarged; docs/video.md has the way back, with the sound, and the one through VapourSynth"
 )
 
 KINDS: Final = (

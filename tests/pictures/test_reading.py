@@ -330,7 +330,8 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, found: st
         f"{path}: this is not a picture that can be read\n"
         "  expected  PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, TGA, PNM, QOI\n"
         f"  found     {found}\n"
-        "  next      open it in a picture editor and save it as PNG"
+        "  next      if it is the picture that was meant, open it in a picture editor and save it "
+        "as PNG"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,18 @@ def test_what_spandrel_has_loaded_is_called_with_arrays(name: str, tmp_path: Pat
     rounded = upscale(loaded.bfloat16(), picture)
     assert np.array_equal(rounded, upscale(path, picture, dtype="bf16"))
     assert not np.array_equal(rounded, found)
+
+
+def test_threads_share_a_network_that_writes_into_itself_while_it_runs(tmp_path: Path):
+    """SPAN joins the kernels of its branches anew for each picture."""
+    loaded: Any = ModelLoader().load_from_file(saved(NETWORKS["SPAN"](), tmp_path))
+    picture = np.rint(255 * noise(24, 24)).astype(np.uint8).transpose(1, 2, 0)
+    alone = upscale(loaded, picture)
+    opened = open_upscaler(loaded)
+    with ThreadPoolExecutor(8) as threads:
+        for model in (opened, loaded):
+            for found in threads.map(partial(upscale, model), [picture] * 24):
+                np.testing.assert_array_equal(found, alone)
 
 
 def test_a_loaded_network_stays_where_it_is(tmp_path: Path):

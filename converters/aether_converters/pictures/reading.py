@@ -113,7 +113,8 @@ def _decode(stream: BinaryIO, suffix: str) -> Picture:
         "this is not a picture that can be read",
         expected=", ".join(READABLE),
         found=describe_head(head) if head else "an empty file",
-        advice=(kind and kind.advice) or "open it in a picture editor and save it as PNG",
+        advice=(kind and kind.advice)
+        or "if it is the picture that was meant, open it in a picture editor and save it as PNG",
     )
 
 

@@ -12,12 +12,14 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from spandrel import ModelBase, ModelTiling
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -42,6 +44,16 @@ LIVE_TENSORS: Final = 3  # an operator's input and output, and a residual kept f
 
 EXACT: Final = 64  # px; up to which tiles overlap by all that a pixel can depend on
 OVERLAP: Final = 32  # px; by which they overlap where that is more, or nobody knows
+
+
+_BUSY = Lock()
+_LOCKS: WeakKeyDictionary[nn.Module, Lock] = WeakKeyDictionary()
+
+
+def _alone(descriptor: Descriptor) -> Lock:
+    """Held while a network runs: some, such as SPAN, write into themselves meanwhile."""
+    with _BUSY:
+        return _LOCKS.setdefault(descriptor.model, Lock())
 
 
 class Sight(TorchDispatchMode):
@@ -274,7 +286,8 @@ def _looked_at(descriptor: Descriptor, path: Path) -> Sight:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1, descriptor.input_channels, side, side, generator=generator)
     picture = noise.to(descriptor.device, descriptor.dtype)
-    with explained(path, descriptor.device, f"{side} x {side} px"), Sight(picture) as sight:
+    size = f"{side} x {side} px"
+    with _alone(descriptor), explained(path, descriptor.device, size), Sight(picture) as sight:
         output = descriptor(picture)
     expected = (1, descriptor.output_channels, *(2 * [descriptor.scale * side]))
     if output.shape != expected:
@@ -292,7 +305,7 @@ def _run(descriptor: Descriptor, path: Path, image: Image) -> Image:
     """Pictures through the network, one at a time as spandrel takes them."""
     device, dtype = descriptor.device, descriptor.dtype
     size = f"{image.shape[3]} x {image.shape[2]} px"
-    with explained(path, device, size):
+    with _alone(descriptor), explained(path, device, size):
         values = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
         outputs = [descriptor(one[None].to(device, dtype)).cpu().float() for one in values]
         return torch.cat(outputs).contiguous().numpy()
