@@ -24,7 +24,6 @@ from aether_converters.pictures.shrinking import SHRINKING
 from aether_converters.pictures.upscaling import TileOptions, upscale_picture
 from aether_converters.runtimes.opening import open_upscaler
 from aether_converters.runtimes.upscaler import Upscaler
-from aether_converters.wanted import one_or_many
 from aether_spandrel.errors import AetherError
 from aether_spandrel.file_kinds import HEAD_BYTES, describe_head
 from aether_spandrel.opening import read_file
@@ -189,7 +188,7 @@ def evaluate(
     memory = _Memory(kept)
     faults: list[AetherError] = []
     files: list[Figures] = []
-    for model in one_or_many(models):
+    for model in (models,) if isinstance(models, (str, Path)) else models:
         path = model.path if isinstance(model, Upscaler) else Path(model)
         try:
             with fault_of(path):
