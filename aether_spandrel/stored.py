@@ -141,6 +141,7 @@ class StoredTensor(Unread):
         shape: Of the tensor.
         stride: Of each axis, in numbers.
         offset: Of the first number.
+        negated: Whether the numbers are stored with the other sign.
     """
 
     storage: Storage
@@ -148,6 +149,7 @@ class StoredTensor(Unread):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int = 0
+    negated: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -162,7 +164,8 @@ class StoredTensor(Unread):
             numbers = numbers.view(as_numbers(bytearray(), self.kind).dtype)
         if not math.prod(self.shape):
             return numbers.new_empty(0)  # whatever its other axes are
-        return numbers.as_strided(self.shape, self.stride, self.offset).contiguous()
+        found = numbers.as_strided(self.shape, self.stride, self.offset).contiguous()
+        return -found if self.negated else found
 
     def described(self) -> Tensor:
         """A tensor of the same shape and type on the meta device, without numbers."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from aether_spandrel.errors import CheckpointError
@@ -483,15 +483,34 @@ INSTRUCTIONS: Final[Mapping[int, Callable[[_Machine], object]]] = {
 
 
 def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    """`torch._utils._rebuild_tensor_v2`: storage, offset, size, stride, ..."""
+    """`torch._utils._rebuild_tensor_v2`: storage, offset, size, stride, two more, marks."""
     storage, offset, size, stride = arguments[:4]
-    return view_of(storage, storage.kind, offset, size, stride)
+    found = view_of(storage, storage.kind, offset, size, stride)
+    return _marked(found, arguments[6:7])
 
 
 def _typed_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     """`torch._utils._rebuild_tensor_v3`: the same of bytes, with the type of numbers they are."""
     storage, offset, size, stride = arguments[:4]
-    return view_of(storage, NUMBER_TYPES[arguments[6].name], offset, size, stride)
+    found = view_of(storage, NUMBER_TYPES[arguments[6].name], offset, size, stride)
+    return _marked(found, arguments[7:8])
+
+
+SIGNED: Final = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
+
+
+def _marked(found: StoredTensor, marks: tuple[Any, ...]) -> StoredTensor:
+    """The tensor, with the other sign where it is stored so, as imaginary parts of conjugates are.
+
+    Raises:
+        CheckpointError: Its numbers are of a type that has no such tensors.
+    """
+    (mark,) = marks or (None,)
+    if not isinstance(mark, Mapping) or not cast("Mapping[object, object]", mark).get("neg"):
+        return found
+    if found.kind not in SIGNED:
+        raise damaged(f"a tensor of {found.kind} with the other sign")
+    return replace(found, negated=True)
 
 
 def view_of(

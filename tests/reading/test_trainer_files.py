@@ -63,6 +63,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
         tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
     ),
     "every second number": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+    "the other sign": lambda tensor: torch.complex(tensor, -tensor).conj().imag,
     "channels last": lambda tensor: (
         tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
     ),
@@ -81,6 +82,16 @@ def test_numbers_may_lie_in_the_file_in_any_order(
     assert same(found, written)
     assert all(tensor.is_contiguous() for tensor in found.state_dict.values())
     assert read_network(found).state_dict.keys() == state.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.int8])
+def test_integers_of_the_other_sign_are_refused(
+    state: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype
+):
+    mark: Any = torch._neg_view  # pyright: ignore[reportPrivateImportUsage]
+    state["layers.0.0.more.weight"] = mark(torch.ones(3, dtype=dtype))
+    with pytest.raises(CheckpointError, match="the file is damaged or forged"):
+        read_checkpoint(saved(state, tmp_path / "a.pth"))
 
 
 def test_a_tensor_expanded_beyond_its_file_is_refused(state: dict[str, Tensor], tmp_path: Path):
