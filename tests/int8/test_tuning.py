@@ -302,8 +302,11 @@ def test_no_step_makes_it_worse(target: Target, changes: dict[str, Any]):
     assert bench.error(best) < bench.error(start)
 
 
-def bench_of(made: AetherNet, target: Target, told: Told = untold) -> Workbench:
+def bench_of(
+    made: AetherNet, target: Target, told: Told = untold, *, everything: bool = False
+) -> Workbench:
     return Workbench(
+        everything=everything,
         exact=made,
         patches=patches(made.config.in_chans),
         calibrated=lambda moved: planned(moved, target),
@@ -361,21 +364,25 @@ def test_patches_on_which_a_network_is_measured_are_not_those_it_learns_from():
 # Layers that cost too much
 
 
-def costly(folder: Path) -> Path:
-    """A checkpoint with a channel before the last layer that no step of 8 bits can hold."""
+def costly() -> AetherNet:
+    """A network with a channel before the last layer that no step of 8 bits can hold."""
     made = network()
     with torch.no_grad():
         head, last = cast(Any, made.upsample)[0], made.conv_last
         head.weight[:4].mul_(300.0)
         cast(Tensor, head.bias)[:4].mul_(300.0)
         last.weight[:, 0].div_(300.0)
-    torch.save(made.state_dict(), folder / "2x_costly.pth")
+    return made
+
+
+def saved_costly(folder: Path) -> Path:
+    torch.save(costly().state_dict(), folder / "2x_costly.pth")
     return folder / "2x_costly.pth"
 
 
 def test_a_layer_that_costs_too_much_stays_float_by_itself_and_is_named(tmp_path: Path):
     report = convert(
-        costly(tmp_path), tmp_path / "a", to=["onnx"], precision=["int8"], int8=UNTUNED
+        saved_costly(tmp_path), tmp_path / "a", to=["onnx"], precision=["int8"], int8=UNTUNED
     )
     (artefact,) = report.artefacts
     assert artefact.passed, artefact.problem
@@ -383,27 +390,36 @@ def test_a_layer_that_costs_too_much_stays_float_by_itself_and_is_named(tmp_path
 
 
 def test_whoever_wants_every_layer_gets_every_layer(tmp_path: Path):
-    source = read_source(costly(tmp_path))
+    source = read_source(saved_costly(tmp_path))
     made = quantise_network(source.network, "tensorrt", Int8Options(tune=0, everything=True))
     assert "conv_last" in made.plan.inputs
 
 
 def test_what_a_layer_costs_because_of_one_channel_tuning_mends(tmp_path: Path):
-    source = read_source(costly(tmp_path))
-    made = quantise_network(source.network, "tensorrt", Int8Options(tune=2.0))
+    source = read_source(saved_costly(tmp_path))
+    made = quantise_network(source.network, "tensorrt", Int8Options(tune=0.5))
     assert not any("stays float" in note for note in made.notes)
 
 
 # Which layers
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["default", "every layer"])
-def test_the_last_layer_becomes_float_where_it_costs_most_of_all(everything: bool, tmp_path: Path):
-    source = read_source(costly(tmp_path))
-    options = Int8Options(tune=0.5, everything=everything)
-    made = quantise_network(source.network, "tensorrt", options)
-    assert ("conv_last" in made.plan.inputs) == everything
-    assert any(gain.step == "last layer in float" for gain in made.gains) != everything
+def test_the_last_layer_in_float_costs_nothing_more():
+    made = costly()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+    bench = bench_of(made, "tensorrt")
+    (step,) = (step for step in STEPS if step.name == "last layer in float")
+    (state,) = step.states(start, bench)
+    assert set(start.plan.inputs) - set(state.plan.inputs) == {"conv_last"}
+    assert bench.error(state) < step.worth * bench.error(start)
+
+
+def test_whoever_wants_every_layer_keeps_the_last_one_too():
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+    best, gains = tune(start, bench_of(made, "tensorrt", everything=True))
+    assert "conv_last" in best.plan.inputs
+    assert "last layer in float" not in [gain.step for gain in gains]
 
 
 # The head alone

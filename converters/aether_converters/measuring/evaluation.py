@@ -373,7 +373,7 @@ def _kept_quality(found: Mapping[str, Any]) -> Quality:
     """Figures that were kept; raises ValueError or TypeError if they are none."""
     kept = Quality(**found)
     for name, value in asdict(kept).items():
-        none = value is None and name.startswith("psnr")
+        none = value is None and name.startswith(("psnr", "lpips"))
         if not none and not math.isfinite(cast("float", value)):
             raise ValueError("no figure")
     return kept
