@@ -19,7 +19,7 @@ from aether_spandrel.checkpoint import Checkpoint, read_checkpoint
 from aether_spandrel.constants import Constants
 from aether_spandrel.errors import CheckpointError
 from aether_spandrel.network import Network, read_network
-from aether_spandrel.opening import read_file
+from aether_spandrel.opening import is_folder, read_file
 
 MODEL: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ def network_of(checkpoint: Checkpoint, path: Path, **constants: Unpack[Constants
             contradicts it.
     """
     network = read_network(checkpoint, **constants)
-    if _is_folder(path) and os.path.lexists(path / CONFIG):
+    if is_folder(path) and os.path.lexists(path / CONFIG):
         _compare(path / CONFIG, network)
     return network
 
@@ -67,7 +67,7 @@ def model_file(path: Path) -> Path:
     Raises:
         CheckpointError: It is a folder without one.
     """
-    if not _is_folder(path):
+    if not is_folder(path):
         return path
     for name in (MODEL, INDEX):
         if os.path.lexists(path / name):
@@ -78,11 +78,6 @@ def model_file(path: Path) -> Path:
         expected=f"{MODEL} or {INDEX}",
         advice="name the model's file itself",
     )
-
-
-def _is_folder(path: Path) -> bool:
-    # Unlike `Path.is_dir` this raises nothing where a folder around it may not be entered.
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 def config_text(network: Network) -> str:

@@ -14,6 +14,11 @@ WITHOUT_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 
 """A pipe without a writer would be waited for; Windows has neither flag, nor such pipes."""
 
 
+def is_folder(path: str | Path) -> bool:
+    """As `Path.is_dir`, but False for a name that is too long, or behind a closed folder."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def open_file(path: Path, kind: type[AetherError] = AetherError) -> BufferedReader:
     """A regular file, opened to read bytes from its beginning; to be closed by the caller.
 

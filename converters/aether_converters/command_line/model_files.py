@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aether_converters.command_line.terminal import tell
 from aether_converters.errors import ModelError
+from aether_spandrel.errors import AetherError
+from aether_spandrel.opening import is_folder
 
 
 def model_files(given: Sequence[Path], *, source: Path | None = None) -> list[Path]:
@@ -38,14 +40,18 @@ def model_files(given: Sequence[Path], *, source: Path | None = None) -> list[Pa
     return files
 
 
-def model_first(command: str, model: Path, others: Sequence[Path]) -> str:
-    """The line with the model first, if one stands behind something that is called otherwise."""
+@contextmanager
+def model_first(command: str, model: Path, others: Sequence[Path]) -> Generator[None]:
+    """Errors of what was named as model, with the order that is right if a model stands behind."""
     from aether_converters.runtimes.upscaler import SUFFIXES
 
-    found = next((path for path in reversed(others) if path.suffix.lower() in SUFFIXES), None)
-    if found is None or model.suffix.lower() in SUFFIXES:
-        return ""
-    return f"the model stands first: aethernet {command} {found} {model}"
+    try:
+        yield
+    except AetherError as error:
+        found = next((path for path in reversed(others) if path.suffix.lower() in SUFFIXES), None)
+        if error.file == model and found is not None and model.suffix.lower() not in SUFFIXES:
+            error.advice = f"the model stands first: aethernet {command} {found} {model}"
+        raise
 
 
 def _in_folders(given: Sequence[Path], source: Path | None) -> list[Path]:
@@ -58,7 +64,7 @@ def _in_folders(given: Sequence[Path], source: Path | None) -> list[Path]:
     found: list[Path] = []
     for path in given:
         # A folder that is called like a model is told as one that cannot be opened.
-        if path.suffix.lower() in SUFFIXES or not os.path.isdir(path):  # noqa: PTH112
+        if path.suffix.lower() in SUFFIXES or not is_folder(path):
             found.append(path)
             continue
         with fault_of(path):

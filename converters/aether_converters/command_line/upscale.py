@@ -31,7 +31,6 @@ from aether_converters.command_line.terminal import (
 )
 from aether_converters.command_line.wildcards import Files
 from aether_converters.pictures.formats import format_named
-from aether_spandrel.errors import AetherError
 
 if TYPE_CHECKING:
     from aether_converters.pictures.batch import PictureReport
@@ -169,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
     from aether_converters.pictures.upscaling import TileOptions
     from aether_converters.runtimes.opening import open_upscaler
 
-    try:
+    with model_first("upscale", options.model, options.pictures):
         upscaler = open_upscaler(
             options.model,
             device=options.device,
@@ -177,9 +176,6 @@ def run(options: argparse.Namespace) -> int:
             provider=provider_options(options),
             **options.constants,
         )
-    except AetherError as error:
-        error.advice = model_first("upscale", options.model, options.pictures) or error.advice
-        raise
     if not options.quiet:
         _print_model(options, upscaler)
     tiles = TileOptions(

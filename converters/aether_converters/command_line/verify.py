@@ -77,23 +77,21 @@ def run(options: argparse.Namespace) -> int:
     files = model_files(options.files, source=options.model)
     faults: list[AetherError] = []
     place = _report_folder(options, files[0].parent)
-    try:
-        with progress("verifying", 1 + len(files), quiet=options.quiet) as advance:
-            report = verify(
-                options.model,
-                files,
-                pictures=options.pictures,
-                originals=options.originals,
-                differences=options.differences,
-                report=place,
-                progress=advance,
-                on_fault=faults.append,
-                **options.constants,
-            )
-    except AetherError as error:
-        if error.file == options.model:
-            error.advice = model_first("verify", options.model, options.files) or error.advice
-        raise
+    with (
+        model_first("verify", options.model, options.files),
+        progress("verifying", 1 + len(files), quiet=options.quiet) as advance,
+    ):
+        report = verify(
+            options.model,
+            files,
+            pictures=options.pictures,
+            originals=options.originals,
+            differences=options.differences,
+            report=place,
+            progress=advance,
+            on_fault=faults.append,
+            **options.constants,
+        )
     status = print_report(report, options, kept="passed", dropped="failed")
     for fault in faults:
         status = fail_with(fault)

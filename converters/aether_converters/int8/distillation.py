@@ -36,7 +36,7 @@ from aether_spandrel.inference import channels_last
 COLOUR: Final = 1.0
 """How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
 
-WEIGHT_RATE: Final = 0.04
+WEIGHT_RATE: Final = 0.02
 """Of weights, in steps of their grids: how large a layer's are has no say in how it learns."""
 
 SHIFT_RATE: Final = 3e-4  # of biases and norms

@@ -138,16 +138,12 @@ def _cost(
     for name, channels in taken.items():
         weight = cast(Tensor, network.get_submodule(name).weight).detach()
         rows = weight.reshape(*weight.shape[:2], -1) * factors[:, None]
-        low, high = (float(ends) for ends in _ends(channels, factors))
-        of_input = grid_for(low, high, target).scale ** 2 * rows.square().sum()
+        low, high = (channels.low / factors).min(), (channels.high / factors).max()
+        of_input = grid_for(float(low), float(high), target).scale ** 2 * rows.square().sum()
         power = (channels.power / factors.square()).sum() * rows.shape[2]
         of_weights = weight_scales(rows).square().sum() * power
         cost += float(of_input + of_weights)
     return cost
-
-
-def _ends(channels: Channels, factors: Tensor) -> tuple[Tensor, Tensor]:
-    return (channels.low / factors).min(), (channels.high / factors).max()
 
 
 def _move(network: AetherNet, passage: Passage, factors: Tensor) -> None:

@@ -209,9 +209,7 @@ def _planned(
         calibrated = desk.planned(network, layers, {})
         lost, least = (plan_error(network, p, desk.measured) for p in (plan, calibrated))
         if lost > max(MISFIT * least, error_of_loss(ALLOWED)):
-            return calibrated, [
-                "the ranges of its training do not fit its values, and are not used"
-            ]
+            return calibrated, [UNFIT]
     return plan, []
 
 

@@ -146,13 +146,11 @@ class Step:
         name: In words.
         states: What it makes of a network, better and better; the best of them counts.
         worth: Of the error before: what is left has to be less, or the step was not worth it.
-        choice: Whether it chooses layers, which callers may have done themselves.
     """
 
     name: str
     states: Callable[[Rounded, Workbench], Iterable[Rounded]]
     worth: float = 1.0
-    choice: bool = False
 
 
 def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
@@ -167,10 +165,10 @@ def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     yield from _with_rounded_weights(moved, bench)
 
 
-def _without_last(state: Rounded, _bench: Workbench) -> Iterable[Rounded]:
+def _without_last(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     """The last layer in float: nothing follows that would average out what its rounding does."""
     others = set(state.plan.inputs) - {LAST}
-    if others and LAST in state.plan.inputs:
+    if others and LAST in state.plan.inputs and not bench.everything:
         yield _only(state, others)
 
 
@@ -251,7 +249,7 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
     Step(name="even channels", states=_with_even_channels),
-    Step(name="last layer in float", states=_without_last, worth=10**-0.1, choice=True),
+    Step(name="last layer in float", states=_without_last, worth=10**-0.1),
     Step(name="head distilled", states=_head_distilled),
     Step(name="distilled", states=_distilled),
 )
@@ -265,11 +263,10 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
     """
     best, (least, psnr) = start, bench.measured(start)
     gains: list[Gain] = [Gain(step="calibrated", psnr=psnr, kept=True, seconds=0.0)]
-    steps = [step for step in STEPS if not (step.choice and bench.everything)]
-    for number, step in enumerate(steps):
+    for number, step in enumerate(STEPS):
         before, began, note = best, time.monotonic(), ""
         bar = least * step.worth
-        bench.told(step.name, number, len(steps))
+        bench.told(step.name, number, len(STEPS))
         try:
             for state in step.states(before, bench):
                 error, figure = bench.measured(state)

@@ -17,6 +17,7 @@ from aether_converters.errors import ImageError, fault_of
 from aether_converters.pictures.faults import unreadable_folder
 from aether_converters.pictures.formats import READABLE, SUFFIXES, ImageFormat, is_picture, renamed
 from aether_spandrel.errors import AetherError
+from aether_spandrel.opening import is_folder
 
 ENDINGS: Final[dict[ImageFormat, str]] = {
     "png": ".png",
@@ -148,11 +149,6 @@ def _format_for(source: Path, wanted: Wanted) -> ImageFormat:
     return SUFFIXES.get(source.suffix.lower(), "png") if wanted == "same" else wanted
 
 
-def _is_folder(path: str | Path) -> bool:
-    """As `Path.is_dir`, but False for a name that is too long."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
 def _named_result(
     given: Sequence[Path], out: str | Path, image_format: Wanted | None
 ) -> Job | None:
@@ -162,9 +158,9 @@ def _named_result(
         ImageError: `out` is the name of a file, and cannot be that of the result.
     """
     text, out = str(out), Path(out)
-    alone = len(given) == 1 and not _is_folder(given[0])
+    alone = len(given) == 1 and not is_folder(given[0])
     if text.endswith(("/", os.sep)) or (
-        _is_folder(out) and not (alone and out.suffix.lower() in SUFFIXES)
+        is_folder(out) and not (alone and out.suffix.lower() in SUFFIXES)
     ):
         return None
     if not (out.suffix.lower() in SUFFIXES or OF_A_FILE.fullmatch(out.suffix)):
@@ -243,7 +239,7 @@ class _Search:
         if self.out is not None:
             found = self.out / renamed(relative, ending)
             return found.with_name(f"{found.stem}{self.in_out}{ending}")
-        if _is_folder(given):
+        if is_folder(given):
             # Of "." and ".." the name is known only then; else the path stays as it was written.
             folder = given if given.name not in ("", "..") else given.resolve()
             return folder.with_name(f"{folder.name}{self.ending}") / renamed(relative, ending)
@@ -279,13 +275,13 @@ class _Folders:
 
     def source_name(self, path: Path) -> str:
         """What lies beside a picture or folder that is named as a result of it; or nothing."""
-        folder = _is_folder(path)
+        folder = is_folder(path)
         match = self._result.fullmatch(path.name if folder else path.stem)
         return self._names(path.parent, folders=folder).get(match[1], "") if match else ""
 
     def results_within(self, given: Path, pictures: Sequence[Path]) -> dict[Path, str]:
         """Pictures found in a folder that are results of others, with the names of those."""
-        if not _is_folder(given):
+        if not is_folder(given):
             return {}
         found: dict[Path, str] = {}
         for picture in pictures:
@@ -327,7 +323,7 @@ def pictures_in(
     Raises:
         ImageError: There is no picture in this folder.
     """
-    if not _is_folder(given):
+    if not is_folder(given):
         yield given, Path(given.name)
         return
     avoided = None if but is None else identity(but)
