@@ -219,12 +219,15 @@ def test_shapes_inside_an_int8_file_are_named_and_true(target: Target, scale: in
     assert layers <= set(true_shapes(model))
 
 
-def test_the_cpu_target_gives_8_bit_pixels():
-    network = fused_tiny()
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_the_cpu_target_gives_pixels_in_half_levels(scale: int):
+    network = fused_tiny(scale=scale)
     found = run(exported(network, planned(network, "cpu")), picture(), optimised=True)
-    levels = found * 255
-    assert torch.allclose(levels, levels.round(), atol=1e-4)
-    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    halves = found * 510
+    assert torch.allclose(halves, halves.round(), atol=2e-4)
+    assert bool((halves.round() % 2 == 1).any())
+    assert 0 <= float(found.min()) < 0.5
+    assert 0.5 < float(found.max()) <= 1  # both halves of the range are there
 
 
 def test_tensorrt_runs_every_int8_layer_in_int8():
@@ -355,7 +358,7 @@ def test_what_was_trained_is_what_is_written(target: Target, tmp_path: Path):
         expected = network(image)
     found = run(model, image, optimised=True)
     difference = (found - expected.clamp(0, 1) if target == "cpu" else found - expected).abs()
-    # Where the CPU's file rounds to 8-bit pixels, half a step is no difference.
+    # Where the CPU's file rounds its pixels, half a step is no difference.
     assert float((difference > 1.01 / 255).float().mean()) < 1e-3
 
 

@@ -144,7 +144,7 @@ def test_channels_move_as_far_as_it_pays(target: Target, make: Callable[[], Aeth
         rounded = simulate(moved, plan)
         return float((run(rounded, unseen) - run(made, unseen)).square().mean())
 
-    assert error() < 1.1 * min(error(0.0), error(1.0))
+    assert error() < 1.2 * min(error(0.0), error(1.0))
 
 
 # Ranges
@@ -163,7 +163,9 @@ def test_what_an_activation_makes_little_of_takes_little_room_of_a_range():
         left = F.leaky_relu(grid.rounded(found[0]), 0.01) - F.leaky_relu(found[0], 0.01)
         return float(left.square().mean())
 
-    assert error(planned(made, "cpu").outputs[HEAD]) < 0.5 * error(spanning_grid(low, high))
+    assert error(planned(made, "cpu").outputs[HEAD]) < 0.5 * error(
+        spanning_grid(low, high, signed=False)
+    )
 
 
 # Weights rounded together
@@ -491,6 +493,10 @@ def test_a_tuned_checkpoint_serves_the_other_target_and_one_size(tmp_path: Path)
         '"activations": {}}',
         '{"target": "cpu", "inputs": {"conv_last": [1, 900, true]}, "outputs": {}, '
         '"activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_last": [1, 0, false, 2]}, "outputs": {}, '
+        '"activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_last": [1, 0, false]}, "outputs": {"conv_last": '
+        '[1, 0, false, 1000000]}, "activations": {}}',
     ],
 )
 def test_a_damaged_plan_is_refused(damage: str, tmp_path: Path):

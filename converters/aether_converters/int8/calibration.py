@@ -27,11 +27,12 @@ from aether_converters.int8.plan import (
     has_picture_grid,
     layers_of,
     output_layers,
+    shifted_layers,
     shuffled_into,
     symmetric_grid,
 )
 from aether_converters.runtimes.upscaler import Image
-from aether_core import AetherNet, GatedFFN
+from aether_core import AetherConfig, AetherNet, GatedFFN
 from aether_spandrel.inference import channels_last
 
 Method = Literal["mse", "percentile", "minmax"]
@@ -84,6 +85,8 @@ class _Statistics:
 
 
 Seen = Callable[[Point, Tensor, Callable[[Tensor], Tensor]], None]
+Grids = Callable[[Point, float, float], Grid]
+"""The grid of a point for values from one to another."""
 
 
 def calibrate(
@@ -123,8 +126,9 @@ def calibrate(
             for name in rounded
             if name.endswith(f".{MAIN}")
         ]
-    found = _statistics(network, batch, [*inputs, *others], target, method)
-    grids = {point: _grid(statistics, target, method) for point, statistics in found.items()}
+    grid = _grids(network.config, target)
+    found = _statistics(network, batch, [*inputs, *others], grid, method)
+    grids = {point: grid(point, *_range(seen, method)) for point, seen in found.items()}
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
     if FIRST not in learnt and has_picture_grid(network.config):
@@ -145,7 +149,12 @@ def calibrate(
     )
 
 
-def _grid(statistics: _Statistics, target: Target, method: Method) -> Grid:
+def _grids(config: AetherConfig, target: Target) -> Grids:
+    shifted = [Point(name, "input") for name in shifted_layers(config)]
+    return lambda point, low, high: grid_for(low, high, target, shifted=point in shifted)
+
+
+def _range(statistics: _Statistics, method: Method) -> tuple[float, float]:
     low, high = statistics.low, statistics.high
     if method == "percentile":
         shares = statistics.counts.cumsum(0) / statistics.counts.sum()
@@ -156,14 +165,14 @@ def _grid(statistics: _Statistics, target: Target, method: Method) -> Grid:
     elif method == "mse":
         of_low, of_high = statistics.ends[int(statistics.errors.argmin())]
         low, high = low * of_low, high * of_high
-    return grid_for(low, high, target)
+    return low, high
 
 
 def _statistics(
     network: AetherNet,
     batch: Tensor,
     points: Collection[Point],
-    target: Target,
+    grids: Grids,
     method: Method,
 ) -> dict[Point, _Statistics]:
     """What the network's tensors are like; in two runs, for the second needs their extremes."""
@@ -187,7 +196,7 @@ def _statistics(
         for index, (of_low, of_high) in enumerate(seen.ends):
             if seen.errors[index].isinf():
                 break
-            grid = grid_for(seen.low * of_low, seen.high * of_high, target)
+            grid = grids(point, seen.low * of_low, seen.high * of_high)
             seen.errors[index] += (result(grid.rounded(x)) - exact).square().mean()
             narrower = seen.ends is BOTH_ENDS
             if narrower and seen.errors[index] > HOPELESS * seen.errors[: index + 1].min():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
@@ -25,6 +24,7 @@ from aether_converters.graphs.onnx_graph import OUTPUT, Graph
 from aether_converters.graphs.onnx_shapes import name_shapes
 from aether_converters.int8.plan import (
     LAST,
+    LEVELS,
     MAIN,
     Grid,
     QuantisationPlan,
@@ -47,8 +47,8 @@ POINTWISE: Final = frozenset(
 def quantise(model: ModelProto, plan: QuantisationPlan) -> ModelProto:
     """The graph of `build_onnx` in float32 with the plan's layers in int8; checked.
 
-    Input, output and metadata stay as they are; the CPU target's output is one of 256 values from
-    0 to 1 where its last layer is in int8.
+    Input, output and metadata stay as they are; the CPU target's output lies on the grid `PIXELS`
+    where its last layer is in int8.
     """
     writer = WRITERS[plan.target](model, plan)
     writer.write()
@@ -123,8 +123,35 @@ class _Writer:
 
     def convolution(self, node: NodeProto) -> str:
         """A convolution between integers."""
-        taken = self.floats(self.integers(self.value(node.input[0]), self.plan.inputs[node.name]))
-        return self.add(node, [taken, self.weight(node), self.value(node.input[2])])
+        grid, name = self.plan.inputs[node.name], self.value(node.input[0])
+        bias = self.value(node.input[2])
+        if grid.zero_point:
+            name, bias = self.shifted(node, grid)
+            grid = replace(grid, zero_point=0)
+        taken = self.floats(self.integers(name, grid))
+        return self.add(node, [taken, self.weight(node), bias])
+
+    def shifted(self, node: NodeProto, grid: Grid) -> tuple[str, str]:
+        """A convolution's input and bias such that 0 stands for the middle of its grid.
+
+        TensorRT has no zero points. The border of zeros moves along with the input, so that it is
+        drawn beforehand, and none is left for the convolution, whose `pads` this takes away.
+        """
+        pads = next(entry for entry in node.attribute if entry.name == "pads")
+        height, width = pads.ints[:2]
+        border = torch.tensor([0, 0, height, width] * 2)
+        pads.ints[:] = [0] * len(pads.ints)
+        shift = grid.zero_point * grid.scale
+        integers, scales = quantised_weight(self.constants[node.input[1]])
+        bias = self.constants[node.input[2]] - shift * scales * integers.flatten(1).sum(dim=1)
+        name = self.graph.add(
+            "Pad",
+            [self.value(node.input[0]), self.constant(border, f"{node.name}.border")],
+            f"{node.name}.bordered",
+        )
+        shifts = self.constant(torch.tensor(shift), f"{node.name}.shift")
+        moved = self.graph.add("Add", [name, shifts], f"{node.name}.shifted")
+        return moved, self.graph.constant(bias, f"{node.input[2]}.shifted")
 
     def weight(self, node: NodeProto) -> str:
         """The convolution's int8 weights as floats."""
@@ -189,12 +216,13 @@ class _CpuWriter(_Writer):
         self.channels_last: set[str] = set()
         self._turned: dict[tuple[str, bool], str] = {}
         self._shuffle: NodeProto | None = None  # what follows the last layer instead
-        self._channels = 0  # of the picture
+        self._channels = 0  # that the last layer has for the picture
 
     def write(self) -> None:
         """Write every node, the head rearranged for integers."""
         self._join_mean()
         self._convolve_before_shuffle()
+        self._divide_picture()
         super().write()
 
     def _join_mean(self) -> None:
@@ -219,16 +247,28 @@ class _CpuWriter(_Writer):
             return
         factor = attributes(shuffle)["blocksize"]
         weight, bias = (self.constants[name] for name in last.input[1:])
-        channels = len(bias)
-        block = math.lcm(CHANNEL_BLOCK, factor**2)
-        wide = -channels * factor**2 % block
         weight, bias = before_shuffle(weight, bias, factor)
-        self.constants[last.input[1]] = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, wide))
-        self.constants[last.input[2]] = F.pad(bias, (0, wide))
+        self.constants[last.input[1]], self.constants[last.input[2]] = weight, bias
         last.input[0] = shuffle.input[0]
         self.source[-2:] = [last]
         self._shuffle = shuffle
-        self._channels = channels
+
+    def _divide_picture(self) -> None:
+        """Let the last layer give each piece of its range by itself, in whole blocks of channels.
+
+        What lies below a piece becomes its smallest value and what lies above its largest, so that
+        all pieces together are the value.
+        """
+        last, grid = self.source[-1], self.plan.outputs.get(LAST)
+        if grid is None or last.name != LAST:
+            return
+        weight, bias = (self.constants[name] for name in last.input[1:])
+        self._channels = len(bias)
+        begins = [piece * LEVELS * grid.scale for piece in range(grid.pieces)]
+        wide = -len(begins) * len(bias) % CHANNEL_BLOCK
+        weight, bias = torch.cat([weight] * len(begins)), torch.cat([bias - b for b in begins])
+        self.constants[last.input[1]] = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, wide))
+        self.constants[last.input[2]] = F.pad(bias, (0, wide))
 
     def turned(self, name: str, channels_last: bool) -> str:
         """A tensor in the wanted order; transposed once for all who take it."""
@@ -339,24 +379,32 @@ class _CpuWriter(_Writer):
         if given is None:
             return result
         integers = self.integers(result, given)
-        if node.name == LAST and self._shuffle is not None:
-            return self._picture(self._shuffle, self.floats(integers))
+        if self._channels and node.name == LAST:
+            return self._picture(self.floats(integers), given.pieces)
         if not node.name.endswith(MAIN):
             return self.floats(integers)
         # Its product with the gate lies as the gate does.
         values = self.turned(integers.values, True)
         return self.known(self.floats(replace(integers, values=values)), True)
 
-    def _picture(self, shuffle: NodeProto, name: str) -> str:
-        """The last layer's result shuffled, without the channels that fill its last block.
+    def _picture(self, name: str, pieces: int) -> str:
+        """The last layer's pieces added up, and shuffled if nothing has shuffled its input.
 
         As floats: onnxruntime 1.17 shuffles no integers.
         """
         ends = [
-            self.constant(torch.tensor([number]), f"index_{number}")
-            for number in (0, self._channels, 1)
+            self.constant(torch.tensor([piece * self._channels]), f"piece_{piece}")
+            for piece in range(pieces + 1)
         ]
-        return self.graph.add("Slice", [self.add(shuffle, [name]), *ends], "picture")
+        axis = self.constant(torch.tensor([1]), "axis_of_channels")
+        parts = [
+            self.graph.add("Slice", [name, *between, axis], f"picture_{number}")
+            for number, between in enumerate(itertools.pairwise(ends))
+        ]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = self.graph.add("Add", [whole, part], f"{part}_added")
+        return whole if self._shuffle is None else self.add(self._shuffle, [whole])
 
     def _integers_of(self, name: str) -> _Integers | None:
         """The integers that a tensor of floats was made from, if it was."""

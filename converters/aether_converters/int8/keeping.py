@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from aether_converters.int8.plan import (
+    LAST,
+    PIXELS,
     TARGETS,
     Grid,
     QuantisationPlan,
@@ -29,7 +31,7 @@ def plan_text(plan: QuantisationPlan) -> str:
     """A plan as JSON; the same for the same plan."""
     grids = {
         place: {
-            name: [grid.scale, grid.zero_point, grid.signed]
+            name: [grid.scale, grid.zero_point, grid.signed, grid.pieces]
             for name, grid in getattr(plan, place).items()
         }
         for place in GRIDS
@@ -65,6 +67,10 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     grids = {
         place: {str(name): _grid(*entry) for name, entry in said[place].items()} for place in GRIDS
     }
+    for place, name, grid in [(p, n, grid) for p in GRIDS for n, grid in grids[p].items()]:
+        most = PIXELS.pieces if (place, name) == ("outputs", LAST) else 1
+        if not 1 <= grid.pieces <= most:
+            raise ValueError(f"{grid.pieces} pieces of {name}")
     unknown = (grids["inputs"].keys() | grids["outputs"].keys()) - layers_of(network).keys()
     parts = {name for name, _ in cast(Any, network).named_modules()}
     unknown |= grids["activations"].keys() - parts
@@ -79,8 +85,8 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     )
 
 
-def _grid(scale: float, zero_point: int, signed: bool) -> Grid:
-    grid = Grid(float(torch.tensor(float(scale))), int(zero_point), bool(signed))
+def _grid(scale: float, zero_point: int, signed: bool, pieces: int = 1) -> Grid:
+    grid = Grid(float(torch.tensor(float(scale))), int(zero_point), bool(signed), int(pieces))
     low, high = grid.limits
     if not (math.isfinite(grid.scale) and grid.scale > 0 and low <= grid.zero_point <= high):
         raise ValueError(f"no grid of step {scale} around {zero_point}")

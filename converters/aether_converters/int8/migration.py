@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from aether_converters.int8.calibration import AT_ONCE
-from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for
+from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for, shifted_layers
 from aether_core import AetherConfig, AetherNet, weight_scales
 from aether_spandrel.inference import channels_last
 
@@ -43,11 +43,13 @@ class Passage:
         giver: A norm, convolution or linear map.
         takers: Layers with these channels as their input.
         repeats: Rows of the giver that make one channel, one after the other.
+        linear: Whether nothing but a pixel shuffle stands between.
     """
 
     giver: str
     takers: tuple[str, ...]
     repeats: int = 1
+    linear: bool = False
 
 
 def passages(network: AetherNet) -> Iterator[Passage]:
@@ -71,7 +73,8 @@ def _of_head(config: AetherConfig) -> Iterator[Passage]:
         names.append(f"upsample.{2 * index}")
         repeats.append(factor**2)
     for (giver, taker), rows in zip(itertools.pairwise([*names, LAST]), repeats, strict=True):
-        yield Passage(giver=giver, takers=(taker,), repeats=rows)
+        linear = giver != HEAD or not config.head_activation
+        yield Passage(giver=giver, takers=(taker,), repeats=rows, linear=linear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,9 @@ def _cost(
         weight = cast(Tensor, network.get_submodule(name).weight).detach()
         rows = weight.reshape(*weight.shape[:2], -1) * factors[:, None]
         low, high = (channels.low / factors).min(), (channels.high / factors).max()
-        of_input = grid_for(float(low), float(high), target).scale ** 2 * rows.square().sum()
+        shifted = name in shifted_layers(network.config)
+        step = grid_for(float(low), float(high), target, shifted=shifted).scale
+        of_input = step**2 * rows.square().sum()
         power = (channels.power / factors.square()).sum() * rows.shape[2]
         of_weights = weight_scales(rows).square().sum() * power
         cost += float(of_input + of_weights)

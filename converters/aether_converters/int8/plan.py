@@ -46,16 +46,18 @@ class Grid:
         scale: Distance of two neighbours, a float32 above zero.
         zero_point: The q that stands for 0.
         signed: Whether q lies in -128..127 or in 0..255.
+        pieces: How many integers of 8 bits are added up to q; each begins where another ends.
     """
 
     scale: float
     zero_point: int
     signed: bool
+    pieces: int = 1
 
     @property
     def limits(self) -> tuple[int, int]:
         """The smallest and the largest q."""
-        return (-128, 127) if self.signed else (0, 255)
+        return (-128, 127) if self.signed else (0, LEVELS * self.pieces)
 
     def rounded(self, x: Tensor) -> Tensor:
         """The nearest value of the grid for each of x, as ONNX's QuantizeLinear has it."""
@@ -71,18 +73,30 @@ def symmetric_grid(amax: float, *, signed: bool) -> Grid:
     return Grid(scale, 0 if signed else 128, signed)
 
 
-def spanning_grid(low: float, high: float) -> Grid:
-    """The unsigned grid from `low` to `high`, with 0 on it."""
+def spanning_grid(low: float, high: float, *, signed: bool) -> Grid:
+    """The grid from `low` to `high`, with 0 on it."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / 255, 1e-12)
-    return Grid(float(torch.tensor(scale)), min(max(round(-low / scale), 0), 255), signed=False)
+    scale = max((high - low) / LEVELS, 1e-12)
+    zero_point = min(max(round(-low / scale), 0), LEVELS)
+    return Grid(float(torch.tensor(scale)), zero_point - 128 * signed, signed)
 
 
-def grid_for(low: float, high: float, target: Target) -> Grid:
-    """The grid of a target for values from `low` to `high`."""
-    if target == "tensorrt":
+def grid_for(low: float, high: float, target: Target, *, shifted: bool = False) -> Grid:
+    """The grid of a target for values from `low` to `high`; see `shifted_layers`."""
+    if target == "tensorrt" and not shifted:
         return symmetric_grid(max(abs(low), abs(high)), signed=True)
-    return spanning_grid(low, high)
+    return spanning_grid(low, high, signed=target == "tensorrt")
+
+
+def shifted_layers(config: AetherConfig) -> tuple[str, ...]:
+    """The layers whose input has a zero point for TensorRT, too, where 0 is in the middle else.
+
+    It costs an addition and a border around the input, so only what follows a LeakyReLU has one:
+    hardly any of its values lie below 0, and half of the grid would stand for nothing.
+    """
+    if not config.head_activation:
+        return ()
+    return ("upsample.0",) if config.upsampler else (LAST,)
 
 
 PICTURE: Final[Mapping[Target, Grid]] = {
@@ -91,8 +105,13 @@ PICTURE: Final[Mapping[Target, Grid]] = {
 }
 """Holds every pixel of an 8-bit picture exactly, 128 / 255 being its zero; see `recentred`."""
 
-PIXELS: Final = Grid(float(torch.tensor(1 / LEVELS)), 0, signed=False)
-"""An 8-bit picture: what the last layer of the CPU target gives, clipped to [0, 1]."""
+PIECES: Final = 2
+PIXELS: Final = Grid(float(torch.tensor(1 / LEVELS / PIECES)), 0, signed=False, pieces=PIECES)
+"""A picture in half levels: what the last layer of the CPU target gives, clipped to [0, 1].
+
+Its kernel computes channels in blocks, and the second half of the range fills what three colours
+leave of them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

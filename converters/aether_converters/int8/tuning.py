@@ -26,6 +26,7 @@ from aether_converters.int8.distillation import (
     whole,
 )
 from aether_converters.int8.migration import channels_of_inputs, migrated
+from aether_converters.int8.mixing import mixed
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import LAST, LEVELS, QuantisationPlan, simulate
 from aether_converters.int8.rounding import rounded_weights
@@ -159,10 +160,17 @@ def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]
 
 
 def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    inputs = channels_of_inputs(state.exact, state.plan.inputs, _batch(bench.patches.seen))
+    batch = _batch(bench.patches.seen)
+    inputs = channels_of_inputs(state.exact, state.plan.inputs, batch)
     network = migrated(state.exact, inputs, state.plan.target)
     moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
     yield from _with_rounded_weights(moved, bench)
+
+
+def _with_mixed_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    network = mixed(state.exact, state.plan, _batch(bench.patches.seen))
+    # What each channel is like has changed, and with it how far they should become equal.
+    yield from _with_even_channels(replace(state, exact=network), bench)
 
 
 def _without_last(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
@@ -249,6 +257,7 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
     Step(name="even channels", states=_with_even_channels),
+    Step(name="mixed channels", states=_with_mixed_channels),
     Step(name="last layer in float", states=_without_last, worth=10**-0.1),
     Step(name="head distilled", states=_head_distilled),
     Step(name="distilled", states=_distilled),
