@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from aether_converters.int8.plan import (
     layers_of,
     recentred,
     simulate,
+    symmetric_grid,
 )
 from aether_converters.int8.planning import Int8Options, quantise_network
 from aether_converters.int8.sensitivity import layer_costs, within_budget
@@ -242,6 +244,23 @@ def test_tensorrt_runs_every_int8_layer_in_int8():
     assert set(declared) == set(plan.inputs)
     layers = engine_layers(model.SerializeToString(), ("8.0", "8.6", "8.9", "12.0"))
     assert running_in_float(declared, layers) == ()
+
+
+def test_a_zero_point_behind_an_activation_costs_tensorrt_no_kernel():
+    """The border and the shift are part of what activates and rounds anyway."""
+    pytest.importorskip("tensorrt_rtx")
+    from aether_converters.tensorrt.build import engine_layers
+
+    network = recentred(fused_tiny(embed_dim=32))
+    plan = planned(network, "tensorrt")
+    shifted = plan.inputs["upsample.0"]
+    assert shifted.zero_point < -100
+    middle = symmetric_grid(255 * shifted.scale, signed=True)
+    plans = (plan, replace(plan, inputs={**plan.inputs, "upsample.0": middle}))
+    kernels = [
+        len(engine_layers(exported(network, each).SerializeToString(), ("8.9",))) for each in plans
+    ]
+    assert kernels[0] == kernels[1]
 
 
 # Ranges
