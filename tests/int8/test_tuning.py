@@ -42,6 +42,7 @@ from aether_converters.int8.plan import (
 from aether_converters.int8.planning import Int8Options, quantise_network
 from aether_converters.int8.rounding import rounded_rows, rounded_weights
 from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
+from aether_converters.runtimes.upscaler import Image as Picture
 from aether_converters.source import read_source
 from aether_core import AetherNet
 from aether_spandrel.errors import CheckpointError
@@ -166,6 +167,21 @@ def test_what_an_activation_makes_little_of_takes_little_room_of_a_range():
     assert error(planned(made, "cpu").outputs[HEAD]) < 0.5 * error(
         spanning_grid(low, high, signed=False)
     )
+
+
+def test_a_range_that_one_colour_alone_needs_is_not_cut_off():
+    made = network()
+    with torch.no_grad():
+        made.conv_first.weight[0] = 0.3  # a channel that grows with the light
+    dark = [0.2 * patch for patch in built_in_patches(3, 10, 32)]
+    white = np.ones_like(dark[0])
+
+    def error(*seen: Picture) -> float:
+        plan = calibrate(made, "tensorrt", chosen_layers(made, "tensorrt"), seen)
+        found, exact = (run(each, batch([white])) for each in (simulate(made, plan), made))
+        return float((found - exact).square().mean())
+
+    assert error(*dark, white) < 1.5 * error(white, *dark)
 
 
 # Weights rounded together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
@@ -38,7 +38,8 @@ from aether_spandrel.inference import channels_last
 Method = Literal["mse", "percentile", "minmax"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
-TRIED: Final = 8  # patches on which `mse` tries them
+TRIED: Final = 8  # patches on which `mse` tries them, beside those of one colour
+PART: Final = 32  # px, side of what is taken of a patch of one colour
 AT_ONCE: Final = 1  # patches that the network runs on at a time, which decides the memory
 PERCENTILE: Final = 99.99
 BINS: Final = 4096
@@ -203,19 +204,35 @@ def _statistics(
                 seen.errors[index:] = torch.inf
                 break
 
-    _run(network, batch, points, extremes)
+    each = cast("tuple[Tensor, ...]", batch.split(AT_ONCE))
+    _run(network, each, points, extremes)
     if method == "percentile":
-        _run(network, batch, points, distribution)
+        _run(network, each, points, distribution)
     elif method == "mse":
-        _run(network, batch[:TRIED], points, errors)
+        _run(network, _tried(batch), points, errors)
     return found
 
 
-def _run(network: AetherNet, batch: Tensor, points: Collection[Point], seen: Seen) -> None:
+def _tried(batch: Tensor) -> list[Tensor]:
+    """Patches on which ranges are tried: some of the first, and a part of each of one colour.
+
+    A range that one colour needs and no other would be cut off without it, and the colour ruined.
+    """
+    flat = (batch == batch[:, :, :1, :1]).flatten(1).all(dim=1)
+    return [
+        patch[None, :, :PART, :PART] if one_colour else patch[None]
+        for place, (patch, one_colour) in enumerate(zip(batch, flat, strict=True))
+        if one_colour or place < TRIED
+    ]
+
+
+def _run(
+    network: AetherNet, pictures: Iterable[Tensor], points: Collection[Point], seen: Seen
+) -> None:
     """Run the network and show each point: its values, and what the layer makes of others."""
     with torch.inference_mode(), _shown(network, points, seen):
-        for start in range(0, len(batch), AT_ONCE):
-            network(channels_last(batch[start : start + AT_ONCE]))
+        for picture in pictures:
+            network(channels_last(picture))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -24,7 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from aether_converters.int8.calibration import AT_ONCE
-from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for, shifted_layers
+from aether_converters.int8.plan import (
+    HEAD,
+    LAST,
+    MAIN,
+    Target,
+    grid_for,
+    shifted_layers,
+)
 from aether_core import AetherConfig, AetherNet, weight_scales
 from aether_spandrel.inference import channels_last
 
@@ -103,6 +110,8 @@ def migrated(
     inputs: Mapping[str, Channels],
     target: Target,
     strengths: Sequence[float] = STRENGTHS,
+    *,
+    wanted: Callable[[Passage], bool] = lambda _passage: True,
 ) -> AetherNet:
     """A copy that computes the same, with channels of more equal size at each passage.
 
@@ -111,9 +120,10 @@ def migrated(
         inputs: By layer in int8, what its input is like; see `channels_of_inputs`.
         target: On whose grids they are rounded.
         strengths: Of which each passage has the one that costs least.
+        wanted: Whether anything may move at a passage.
     """
     moved = copy.deepcopy(network)
-    for passage in passages(moved):
+    for passage in filter(wanted, passages(moved)):
         taken = {name: inputs[name] for name in passage.takers if name in inputs}
         if taken:
             largest = torch.stack([channels.largest for channels in taken.values()]).amax(dim=0)
@@ -172,12 +182,11 @@ def channels_of_inputs(
             (x,) = inputs
             low, high = torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)
             power = x.square().mean(dim=(0, 2, 3)) * (len(x) / len(batch))
-            seen = found.get(name, Channels(low=low, high=high, power=torch.zeros_like(power)))
-            found[name] = Channels(
-                low=torch.minimum(seen.low, low),
-                high=torch.maximum(seen.high, high),
-                power=seen.power + power,
-            )
+            if name in found:
+                seen = found[name]
+                low, high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
+                power = seen.power + power
+            found[name] = Channels(low=low, high=high, power=power)
 
         return hook
 

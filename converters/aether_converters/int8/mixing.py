@@ -33,7 +33,8 @@ RATE: Final = 0.02  # of the mean entry, at first
 SHARPNESS: Final = (20.0, 200.0)  # of the smooth maximum, at first and in the end
 SMALLEST: Final = 1e-6  # of the largest singular value: what is smaller is nothing
 EVERY: Final = 7  # places of a patch that are looked at: one in so many
-DIRECTIONS: Final = 3000  # in which the outermost of those are looked for
+DIRECTIONS: Final = 1000  # in which the outermost of those are looked for
+AT_A_TIME: Final = 50  # directions, which decides the memory
 SEED: Final = 20261129
 
 
@@ -136,15 +137,17 @@ def _passing(network: AetherNet, passage: Passage, batch: Tensor) -> Passing:
     into, given = _inputs(network, (giver, taker), batch)
     channels = len(given)
     random = torch.Generator().manual_seed(SEED)
-    directions = torch.randn(DIRECTIONS, channels, generator=random, dtype=torch.float64)
-    along = directions / given.square().mean(dim=1).sqrt().clamp(min=1e-12) @ given
-    ends = torch.cat([along.argmax(dim=1), along.argmin(dim=1)])
-    outermost = sorted(set(cast("list[int]", ends.tolist())))
+    sizes = given.square().mean(dim=1).sqrt().clamp(min=1e-12)
+    roughly, outermost = (given / sizes[:, None]).float(), set[int]()
+    for _ in range(DIRECTIONS // AT_A_TIME):
+        along = torch.randn(AT_A_TIME, channels, generator=random) @ roughly
+        for ends in (along.argmax(dim=1), along.argmin(dim=1)):
+            outermost.update(cast("list[int]", ends.tolist()))
     return Passing(
         rows=giver.weight.detach().double().reshape(channels, passage.repeats, -1),
         power=float(into.square().mean(dim=1).sum()) * math.prod(giver.kernel_size),
         moments=given @ given.T / given.shape[1],
-        outermost=given[:, outermost],
+        outermost=given[:, sorted(outermost)],
         weight=taker.weight.detach().double().flatten(2).transpose(1, 2),
     )
 
@@ -164,7 +167,7 @@ def _inputs(network: AetherNet, layers: Sequence[nn.Module], batch: Tensor) -> l
             hooks.callback(layer.register_forward_pre_hook(watch(parts)).remove)
         for start in range(0, len(batch), AT_ONCE):
             network(channels_last(batch[start : start + AT_ONCE]))
-    return [torch.cat(parts, dim=1).clone() for parts in found]
+    return [torch.cat(parts, dim=1) for parts in found]
 
 
 def _best_mixing(passing: Passing, target: Target) -> tuple[Tensor, Tensor] | None:

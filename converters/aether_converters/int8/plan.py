@@ -145,6 +145,15 @@ class QuantisationPlan:
             trained=self.trained & frozenset(layers),
         )
 
+    def with_products(self, parts: Collection[str]) -> QuantisationPlan:
+        """The same plan with the product of gate and main map in integers in these parts alone."""
+        of_others = {f"{name}.{MAIN}" for name in self.activations.keys() - {*parts}}
+        return replace(
+            self,
+            outputs={name: grid for name, grid in self.outputs.items() if name not in of_others},
+            activations={name: grid for name, grid in self.activations.items() if name in parts},
+        )
+
 
 def layers_of(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Every convolution and linear map of a fused network, by name, in its order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -194,10 +195,20 @@ class _Desk:
         self, network: AetherNet, layers: Sequence[str], trained: Mapping[str, float]
     ) -> QuantisationPlan:
         """The plan of a network with these layers in int8."""
-        plan = calibrate(
+        plan = self._calibrated(network, layers, trained)
+        return without_costly_products(network, plan, self.measured)
+
+    def planned_as(self, before: QuantisationPlan, network: AetherNet) -> QuantisationPlan:
+        """A plan that rounds the same tensors as another did, for a network of other weights."""
+        plan = self._calibrated(network, list(before.inputs), {})
+        return plan.with_products(before.activations)
+
+    def _calibrated(
+        self, network: AetherNet, layers: Sequence[str], trained: Mapping[str, float]
+    ) -> QuantisationPlan:
+        return calibrate(
             network, self.target, layers, self.patches.seen, method=self.method, trained=trained
         )
-        return without_costly_products(network, plan, self.measured)
 
 
 def _planned(
@@ -239,7 +250,7 @@ def _tuned(
     bench = Workbench(
         exact=start.network,
         patches=desk.patches,
-        calibrated=lambda network: desk.planned(network, list(start.plan.inputs), {}),
+        calibrated=partial(desk.planned_as, start.plan),
         everything=options.everything,
         seconds=options.tune,
         device=options.device,

@@ -127,11 +127,7 @@ def without_costly_products(
         alone = replace(plan.only(()), outputs={main: plan.outputs[main]}, activations={part: grid})
         if loss_of(_error(_run(simulate(network, alone), batch), exact)) > NEGLIGIBLE:
             costly.add(part)
-    return replace(
-        plan,
-        outputs={n: g for n, g in plan.outputs.items() if n.removesuffix(f".{MAIN}") not in costly},
-        activations={n: g for n, g in plan.activations.items() if n not in costly},
-    )
+    return plan.with_products(plan.activations.keys() - costly)
 
 
 def macs_per_pixel(network: AetherNet) -> dict[str, float]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ from aether_converters.int8.distillation import (
     picture_error,
     whole,
 )
-from aether_converters.int8.migration import channels_of_inputs, migrated
+from aether_converters.int8.migration import Passage, channels_of_inputs, migrated
 from aether_converters.int8.mixing import mixed
 from aether_converters.int8.patches import Patches
-from aether_converters.int8.plan import LAST, LEVELS, QuantisationPlan, simulate
+from aether_converters.int8.plan import HEAD, LAST, LEVELS, QuantisationPlan, simulate
 from aether_converters.int8.rounding import rounded_weights
 from aether_converters.int8.sensitivity import macs_per_pixel
 from aether_converters.measuring.figures import loss_of
@@ -160,17 +160,33 @@ def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]
 
 
 def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    batch = _batch(bench.patches.seen)
-    inputs = channels_of_inputs(state.exact, state.plan.inputs, batch)
-    network = migrated(state.exact, inputs, state.plan.target)
-    moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
-    yield from _with_rounded_weights(moved, bench)
+    yield from _evened(state, bench, lambda _passage: True)
+    if HEAD in state.plan.outputs:
+        # What is rounded before an activation, too, may take up more room than it was given.
+        yield from _evened(state, bench, lambda passage: passage.giver != HEAD)
 
 
 def _with_mixed_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     network = mixed(state.exact, state.plan, _batch(bench.patches.seen))
-    # What each channel is like has changed, and with it how far they should become equal.
-    yield from _with_even_channels(replace(state, exact=network), bench)
+    left = {HEAD} if _weight(state.exact, HEAD).equal(_weight(bench.exact, HEAD)) else set[str]()
+    # What the mixed channels are like has changed, and with it how far they should become equal.
+    yield from _evened(
+        replace(state, exact=network), bench, lambda passage: passage.giver not in left
+    )
+
+
+def _weight(network: AetherNet, layer: str) -> Tensor:
+    return cast(Tensor, network.get_submodule(layer).weight)
+
+
+def _evened(
+    state: Rounded, bench: Workbench, wanted: Callable[[Passage], bool]
+) -> Iterable[Rounded]:
+    batch = _batch(bench.patches.seen)
+    inputs = channels_of_inputs(state.exact, state.plan.inputs, batch)
+    network = migrated(state.exact, inputs, state.plan.target, wanted=wanted)
+    moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
+    yield from _with_rounded_weights(moved, bench)
 
 
 def _without_last(state: Rounded, bench: Workbench) -> Iterable[Rounded]:

@@ -24,7 +24,7 @@ FORMATS: Final[dict[Format, tuple[str, ...]]] = {**NEEDED_BY, "trt": ("tensorrt_
 """Modules of extras by format. TensorRT-RTX builds engines without a GPU, TensorRT does not."""
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
-INT8: Final = Int8Options(targets=("cpu",), tune=10.0)
+INT8: Final = Int8Options(targets=("cpu",), tune=3.0)
 """What runs in onnxruntime, and so on every machine; tuned briefly, as nobody waits long here."""
 CARD: Final = ModelCard(
     description="Doubles clean pictures. A small network, trained briefly, to try things out with: "
