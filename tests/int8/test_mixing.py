@@ -145,3 +145,11 @@ def test_channels_that_are_all_zero_do_no_harm():
         last.weight[1:] = 0
     found = mixed(made, planned(made, "cpu"), batch(patches().seen))
     torch.testing.assert_close(run(found, unseen(3)), run(made, unseen(3)), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [LAST, "upsample.0"])
+def test_where_nothing_passes_nothing_is_mixed(layer: str):
+    made = network()
+    for tensor in made.get_submodule(layer).parameters():
+        tensor.zero_()
+    assert not moved(made, mixed(made, planned(made, "cpu"), batch(patches().seen)))

@@ -259,9 +259,10 @@ class _CpuWriter(_Writer):
         What lies below a piece becomes its smallest value and what lies above its largest, so that
         all pieces together are the value.
         """
-        last, grid = self.source[-1], self.plan.outputs.get(LAST)
-        if grid is None or last.name != LAST:
+        grid = self.plan.outputs.get(LAST)
+        if grid is None:
             return
+        last = next(node for node in self.source if node.name == LAST)
         weight, bias = (self.constants[name] for name in last.input[1:])
         self._channels = len(bias)
         begins = [piece * LEVELS * grid.scale for piece in range(grid.pieces)]

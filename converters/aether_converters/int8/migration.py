@@ -24,14 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from aether_converters.int8.calibration import AT_ONCE
-from aether_converters.int8.plan import (
-    HEAD,
-    LAST,
-    MAIN,
-    Target,
-    grid_for,
-    shifted_layers,
-)
+from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for, shifted_layers
 from aether_core import AetherConfig, AetherNet, weight_scales
 from aether_spandrel.inference import channels_last
 

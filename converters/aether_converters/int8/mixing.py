@@ -179,6 +179,8 @@ def _best_mixing(passing: Passing, target: Target) -> tuple[Tensor, Tensor] | No
     results, taps, channels = passing.weight.shape
     weight = passing.weight.flatten(0, 1)
     *_, into = _split(weight)
+    if not into.numel() or not passing.moments.any():
+        return None  # nothing passes, or nothing is made of it
     values, axes = _eigen(into @ passing.moments @ into.T)
     sizes = values.clamp(min=float(values.max()) * SMALLEST).sqrt()
     made, weighs, turned = _split(weight @ into.T @ (axes * sizes))
