@@ -20,17 +20,21 @@ from aether_converters.int8.plan import (
     MAIN,
     PICTURE,
     PIXELS,
+    SUM,
     Grid,
     QuantisationPlan,
     Target,
+    can_join,
     grid_for,
     has_picture_grid,
     layers_of,
     output_layers,
     shifted_layers,
     shuffled_into,
+    skip_integers,
     symmetric_grid,
 )
+from aether_converters.int8.weights import WEIGHT_LIMIT, quantised_weight
 from aether_converters.runtimes.upscaler import Image
 from aether_core import AetherConfig, AetherNet, GatedFFN
 from aether_spandrel.inference import channels_last
@@ -51,6 +55,9 @@ LOW_SHARES: Final = (1.0, 0.3, 0.1, 0.03, 0.01, 0.0)
 HOPELESS: Final = 4.0
 """Times the least error with which a range is given up, and with it all that end sooner: what they
 cut off only grows, and is most of the error already."""
+
+ROOM: Final = 0.75
+"""Of 8 bits, that the skip's weights may take when they join those of the body: both still move."""
 
 Ends = tuple[float, float]  # shares of the lowest and of the highest value met
 BOTH_ENDS: Final[tuple[Ends, ...]] = tuple((share, share) for share in SHARES)
@@ -98,6 +105,7 @@ def calibrate(
     *,
     method: Method = "mse",
     trained: Mapping[str, float] | None = None,
+    joined: bool = True,
 ) -> QuantisationPlan:
     """Find a grid for everything that `layers` round.
 
@@ -114,24 +122,29 @@ def calibrate(
         patches: (1, C, H, W) in [0, 1], all of one size.
         method: How a range follows from the values met.
         trained: Largest absolute value by layer, from quantisation-aware training.
+        joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.
     """
     learnt = {name: amax for name, amax in (trained or {}).items() if name in layers}
     batch = torch.from_numpy(np.concatenate(patches)).float()
     inputs = [Point(name, "input") for name in layers]
     others: list[Point] = []
+    joins = joined and not learnt and target == "cpu" and can_join(network)
+    joins = joins and {SUM, HEAD} <= {*layers}
     if target == "cpu" and not learnt:
-        rounded = output_layers(network, layers)
+        rounded = [name for name in output_layers(network, layers) if not (joins and name == SUM)]
         others = [Point(name, "output") for name in rounded if name != LAST]
         others += [
             Point(name.removesuffix(f".{MAIN}"), "activation")
             for name in rounded
             if name.endswith(f".{MAIN}")
         ]
-    grid = _grids(network.config, target)
+    grid = _grids(network.config, target, joins=joins)
     found = _statistics(network, batch, [*inputs, *others], grid, method)
     grids = {point: grid(point, *_range(seen, method)) for point, seen in found.items()}
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
+    if joins and not _skip_fits(network, grids[Point(SUM, "input")], target):
+        return calibrate(network, target, layers, patches, method=method, joined=False)
     if FIRST not in learnt and has_picture_grid(network.config):
         grids[Point(FIRST, "input")] = PICTURE[target]
     straight = shuffled_into(network.config) if target == "cpu" else {}
@@ -147,12 +160,28 @@ def calibrate(
         outputs=outputs,
         activations={point.part: grids[point] for point in others if point.place == "activation"},
         trained=frozenset(learnt),
+        joined=grids[Point(HEAD, "input")] if joins else None,
     )
 
 
-def _grids(config: AetherConfig, target: Target) -> Grids:
+def _grids(config: AetherConfig, target: Target, *, joins: bool) -> Grids:
     shifted = [Point(name, "input") for name in shifted_layers(config)]
-    return lambda point, low, high: grid_for(low, high, target, shifted=point in shifted)
+
+    def grid(point: Point, low: float, high: float) -> Grid:
+        if joins and point == Point(SUM, "input"):  # the picture has its 0 in the middle
+            return symmetric_grid(max(abs(low), abs(high)), signed=False)
+        return grid_for(low, high, target, shifted=point in shifted)
+
+    return grid
+
+
+def _skip_fits(network: AetherNet, taken: Grid, target: Target) -> bool:
+    """Whether the weights of the skip are integers of 8 bits beside those of the body."""
+    first, weight = (
+        cast(Tensor, network.get_submodule(name).weight).detach() for name in (FIRST, SUM)
+    )
+    _, steps = quantised_weight(weight, paired=True)
+    return float(skip_integers(first, steps, taken, target).abs().max()) <= ROOM * WEIGHT_LIMIT
 
 
 def _range(statistics: _Statistics, method: Method) -> tuple[float, float]:

@@ -23,14 +23,15 @@ from aether_converters.int8.plan import (
     LAST,
     PICTURE,
     PIXELS,
-    WEIGHT_LIMIT,
     Grid,
     QuantisationPlan,
     added_mean,
     is_depthwise,
+    join_skip,
     layers_of,
 )
-from aether_core import AetherNet, weight_scales
+from aether_converters.int8.weights import limited, neighbours, row_steps, settled
+from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 
 COLOUR: Final = 1.0
@@ -163,6 +164,8 @@ class _Learner:
         for name, grid in start.plan.activations.items():
             part = cast(Any, self.network.get_submodule(name))
             part.activation = _after(part.activation, self._rounding(grid))
+        if start.plan.joined is not None:
+            join_skip(self.network, start.plan, start.network)
         for norm in self._norms().values():
             norm.requires_grad_(True)
 
@@ -174,6 +177,7 @@ class _Learner:
             cast(nn.Conv2d, layer),
             None if taken is None else self._rounding(taken),
             None if given is None else _around(self._rounding(given), mean),
+            paired=taken is not None and start.plan.pairs(name, cast(Tensor, layer.weight)),
         )
 
     def _rounding(self, grid: Grid) -> Callable[[Tensor], Tensor]:
@@ -221,12 +225,13 @@ class _Learner:
             inputs=grids(plan.inputs),
             outputs=grids(plan.outputs),
             activations=grids(plan.activations),
+            joined=plan.joined and self._learnt(plan.joined),
         )
         return Rounded(network=network, plan=plan, exact=start.exact)
 
     def _learnt(self, grid: Grid) -> Grid:
-        step = self.steps[grid]
-        if not step.requires_grad:
+        step = self.steps.get(grid)
+        if step is None or not step.requires_grad:
             return grid
         return replace(grid, scale=float(torch.tensor(grid.scale) * step.detach().exp().cpu()))
 
@@ -242,6 +247,8 @@ class _Layer(nn.Module):
         layer: nn.Conv2d | nn.Linear,
         taken: Callable[[Tensor], Tensor] | None,
         given: Callable[[Tensor], Tensor] | None,
+        *,
+        paired: bool,
     ) -> None:
         super().__init__()
         self._taken, self._given = taken, given
@@ -250,7 +257,9 @@ class _Layer(nn.Module):
         self._padding = 0 if isinstance(layer, nn.Linear) else layer.padding[0]
         self._groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         weight = layer.weight.detach()
-        self._steps = weight_scales(weight).reshape(-1, *[1] * (weight.dim() - 1))
+        self._beside = neighbours(weight.shape).to(weight.device) if paired else None
+        steps = row_steps(weight.flatten(1), self._beside)
+        self._steps = steps.reshape(-1, *[1] * (weight.dim() - 1))
         rounded = taken is not None
         self.weight = nn.Parameter(
             weight / self._steps if rounded else weight.clone(),
@@ -263,7 +272,7 @@ class _Layer(nn.Module):
         weight = self.weight
         if self._taken is not None:
             x = self._taken(x)
-            weight = cast(Tensor, _Nearest.apply(weight)) * self._steps
+            weight = cast(Tensor, _Nearest.apply(weight, self._beside)) * self._steps
         if self._depthwise:
             y = cast(Tensor, _Depthwise.apply(x, weight)) + self.bias[:, None, None]
         elif self._linear:
@@ -273,20 +282,14 @@ class _Layer(nn.Module):
         return y if self._given is None else self._given(y)
 
     def on_grid(self) -> Tensor:
-        """The weights as they are rounded, each row's largest being 127 steps.
+        """The weights as they are rounded.
 
         Rows whose largest weight has become smaller get it back, for their step follows from it.
         """
         if self._taken is None:
             return self.weight.detach()
-        integers = _integers(self.weight.detach()).flatten(1)
-        largest = integers.abs().argmax(dim=1, keepdim=True)
-        ends = integers.gather(1, largest).sign() * WEIGHT_LIMIT
-        return integers.scatter(1, largest, ends).reshape(self.weight.shape) * self._steps
-
-
-def _integers(weight: Tensor) -> Tensor:
-    return weight.round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        integers = limited(self.weight.detach().flatten(1), self._beside)
+        return settled(integers, self._beside).reshape(self.weight.shape) * self._steps
 
 
 class _Rounding:
@@ -341,17 +344,17 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, weight: Tensor
+        ctx: Any, weight: Tensor, beside: Tensor | None
     ) -> Tensor:
         del ctx
-        return _integers(weight)
+        return limited(weight.flatten(1), beside).reshape(weight.shape)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         del ctx
-        return gradient
+        return gradient, None
 
 
 class _Depthwise(torch.autograd.Function):

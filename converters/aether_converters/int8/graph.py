@@ -23,19 +23,24 @@ from torch import Tensor
 from aether_converters.graphs.onnx_graph import OUTPUT, Graph
 from aether_converters.graphs.onnx_shapes import name_shapes
 from aether_converters.int8.plan import (
+    FIRST,
     LAST,
     LEVELS,
     MAIN,
+    PICTURE,
+    SUM,
     Grid,
     QuantisationPlan,
     Target,
-    quantised_weight,
+    skip_integers,
 )
+from aether_converters.int8.weights import quantised_weight
 
 TO_CHANNELS_LAST: Final = [0, 2, 3, 1]
 TO_CHANNELS_FIRST: Final = [0, 3, 1, 2]
 CHANNEL_BLOCK: Final = 16  # channels of which onnxruntime's integer kernels give as many at a time
 RESULT_OF_MAIN: Final = f".{MAIN}.out"
+RESULT_OF_SUM: Final = f"{SUM}.out"
 AXES_CHANNELS_LAST: Final = {0: 0, 1: 3, 2: 1, 3: 2}
 """Where each axis of (N, C, H, W) lies in (N, H, W, C)."""
 
@@ -142,7 +147,7 @@ class _Writer:
         border = torch.tensor([0, 0, height, width] * 2)
         pads.ints[:] = [0] * len(pads.ints)
         shift = grid.zero_point * grid.scale
-        integers, scales = quantised_weight(self.constants[node.input[1]])
+        integers, scales = self.quantised(node)
         bias = self.constants[node.input[2]] - shift * scales * integers.flatten(1).sum(dim=1)
         name = self.graph.add(
             "Pad",
@@ -153,9 +158,14 @@ class _Writer:
         moved = self.graph.add("Add", [name, shifts], f"{node.name}.shifted")
         return moved, self.graph.constant(bias, f"{node.input[2]}.shifted")
 
+    def quantised(self, node: NodeProto) -> tuple[Tensor, Tensor]:
+        """A layer's int8 weights and their steps."""
+        weight = self.constants[node.input[1]]
+        return quantised_weight(weight, paired=self.plan.pairs(node.name, weight))
+
     def weight(self, node: NodeProto) -> str:
         """The convolution's int8 weights as floats."""
-        integers, scales = quantised_weight(self.constants[node.input[1]])
+        integers, scales = self.quantised(node)
         return self.graph.add(
             "DequantizeLinear",
             [
@@ -216,6 +226,7 @@ class _CpuWriter(_Writer):
         self.channels_last: set[str] = set()
         self._turned: dict[tuple[str, bool], str] = {}
         self._shuffle: NodeProto | None = None  # what follows the last layer instead
+        self._skip: Tensor | None = None  # weights that join those of the layer `SUM`
         self._channels = 0  # that the last layer has for the picture
 
     def write(self) -> None:
@@ -248,10 +259,18 @@ class _CpuWriter(_Writer):
         factor = attributes(shuffle)["blocksize"]
         weight, bias = (self.constants[name] for name in last.input[1:])
         weight, bias = before_shuffle(weight, bias, factor)
+        self._by_place(shuffle.input[0].removesuffix(".out"), factor)
         self.constants[last.input[1]], self.constants[last.input[2]] = weight, bias
         last.input[0] = shuffle.input[0]
         self.source[-2:] = [last]
         self._shuffle = shuffle
+
+    def _by_place(self, giver: str, factor: int) -> None:
+        """Let a layer give all channels of one place one after the other, and not places."""
+        node = next(node for node in self.source if node.name == giver)
+        for name in node.input[1:]:
+            rows = self.constants[name]
+            self.constants[name] = rows.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1)
 
     def _divide_picture(self) -> None:
         """Let the last layer give each piece of its range by itself, in whole blocks of channels.
@@ -296,6 +315,8 @@ class _CpuWriter(_Writer):
 
     def lowered(self, node: NodeProto) -> str:
         """Write a node and return the name of its result."""
+        if self.plan.joined is not None and RESULT_OF_SUM in node.input:
+            return self.names[RESULT_OF_SUM]  # the skip is in it
         lowering = CPU_LOWERINGS.get(node.op_type)
         if lowering is not None:
             return lowering(self, node)
@@ -375,8 +396,11 @@ class _CpuWriter(_Writer):
             integers = self.integers(name, grid)
             self.known(integers.values, name in self.channels_last)
         integers = replace(integers, values=self.turned(integers.values, False))
+        given = self.plan.outputs.get(node.name)
+        if node.name == SUM and self.plan.joined is not None:
+            integers, given = self._with_picture(node, integers), self.plan.joined
         operands = [self.floats(integers), self.weight(node), self.value(node.input[2])]
-        result, given = self.add(node, operands), self.plan.outputs.get(node.name)
+        result = self.add(node, operands)
         if given is None:
             return result
         integers = self.integers(result, given)
@@ -387,6 +411,28 @@ class _CpuWriter(_Writer):
         # Its product with the gate lies as the gate does.
         values = self.turned(integers.values, True)
         return self.known(self.floats(replace(integers, values=values)), True)
+
+    def _with_picture(self, node: NodeProto, body: _Integers) -> _Integers:
+        """What the layer `SUM` takes, and the picture, of which it makes the skip.
+
+        Twice, each with half of the weights, so that no two of them are too large together.
+        """
+        first = next(node for node in self.source if node.name == FIRST)
+        weight, bias = (self.constants[name] for name in first.input[1:])
+        grid, (_, steps) = self.plan.inputs[SUM], self.quantised(node)
+        integers = skip_integers(weight, steps, grid, self.plan.target)
+        self._skip = torch.cat([(integers / 2).ceil(), (integers / 2).floor()], dim=1)
+        self.constants[node.input[2]] = self.constants[node.input[2]] + bias
+        picture = self.integers(self.names[first.input[0]], PICTURE[self.plan.target])
+        parts = [body.values, picture.values, picture.values]
+        return replace(body, values=self.graph.add("Concat", parts, f"{SUM}.taken", axis=1))
+
+    def quantised(self, node: NodeProto) -> tuple[Tensor, Tensor]:
+        """A layer's int8 weights, with those of the skip where it has them, and their steps."""
+        integers, steps = super().quantised(node)
+        if node.name == SUM and self._skip is not None:
+            integers = torch.cat([integers, self._skip.to(torch.int8)], dim=1)
+        return integers, steps
 
     def _picture(self, name: str, pieces: int) -> str:
         """The last layer's pieces added up, and shuffled if nothing has shuffled its input.
@@ -419,7 +465,7 @@ class _CpuWriter(_Writer):
         from being computed beforehand.
         """
         grid, name = self.plan.inputs[node.name], node.name
-        integers, scales = quantised_weight(self.constants[node.input[1]])
+        integers, scales = self.quantised(node)
         taken = self.integers(self.turned(self.names[node.input[0]], True), grid)
         matrix = self.constant(integers.flatten(1).t(), node.input[1])
         sums = self.graph.add("MatMulInteger", [taken.values, matrix, taken.zero_point], name)
@@ -459,14 +505,15 @@ def before_shuffle(weight: Tensor, bias: Tensor, factor: int) -> tuple[Tensor, T
         factor: Of the shuffle.
 
     Returns:
-        Weight (C_out * factor ** 2, C_in * factor ** 2, 3, 3), and bias.
+        Weight (C_out * factor ** 2, factor ** 2 * C_in, 3, 3), and bias. It takes all channels of a
+        place, then all of the next, so that each has the neighbour that it had.
     """
     given, taken = weight.shape[:2]
-    moved = weight.new_zeros(given, factor, factor, taken, factor, factor, 3, 3)
+    moved = weight.new_zeros(given, factor, factor, factor, factor, taken, 3, 3)
     for i, j, y, x in itertools.product(range(factor), range(factor), range(3), range(3)):
         rows, p = divmod(i + y - 1, factor)
         columns, q = divmod(j + x - 1, factor)
-        moved[:, i, j, :, p, q, rows + 1, columns + 1] = weight[:, :, y, x]
+        moved[:, i, j, p, q, :, rows + 1, columns + 1] = weight[:, :, y, x]
     return moved.flatten(3, 5).flatten(0, 2), bias.repeat_interleave(factor**2)
 
 

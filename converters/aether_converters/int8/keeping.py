@@ -13,10 +13,12 @@ from torch import Tensor
 from aether_converters.int8.plan import (
     LAST,
     PIXELS,
+    SUM,
     TARGETS,
     Grid,
     QuantisationPlan,
     Target,
+    can_join,
     layers_of,
     recentred,
 )
@@ -30,13 +32,16 @@ GRIDS: Final = ("inputs", "outputs", "activations")
 def plan_text(plan: QuantisationPlan) -> str:
     """A plan as JSON; the same for the same plan."""
     grids = {
-        place: {
-            name: [grid.scale, grid.zero_point, grid.signed, grid.pieces]
-            for name, grid in getattr(plan, place).items()
-        }
+        place: {name: _entry(grid) for name, grid in getattr(plan, place).items()}
         for place in GRIDS
     }
-    return json.dumps({"target": plan.target, **grids, "trained": sorted(plan.trained)})
+    joined = plan.joined and _entry(plan.joined)
+    trained = sorted(plan.trained)
+    return json.dumps({"target": plan.target, **grids, "trained": trained, "joined": joined})
+
+
+def _entry(grid: Grid) -> list[float]:
+    return [grid.scale, grid.zero_point, grid.signed, grid.pieces]
 
 
 def kept_plan(metadata: Mapping[str, object], network: AetherNet) -> QuantisationPlan | None:
@@ -76,12 +81,16 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     unknown |= grids["activations"].keys() - parts
     if unknown or not grids["inputs"]:
         raise ValueError(f"no layer {min(unknown, default='in int8')}")
+    joined = said.get("joined")
+    if joined and not (target == "cpu" and SUM in grids["inputs"] and can_join(recentred(network))):
+        raise ValueError(f"nothing can be joined in {SUM}")
     return QuantisationPlan(
         target=target,
         inputs=grids["inputs"],
         outputs=grids["outputs"],
         activations=grids["activations"],
         trained=frozenset(said.get("trained", ())) & grids["inputs"].keys(),
+        joined=_grid(*joined) if joined else None,
     )
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from aether_converters.int8.calibration import AT_ONCE
 from aether_converters.int8.migration import Passage, passages
-from aether_converters.int8.plan import LEVELS, WEIGHT_LIMIT, QuantisationPlan, Target
+from aether_converters.int8.plan import LEVELS, QuantisationPlan, Target
+from aether_converters.int8.weights import WEIGHT_LIMIT
 from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 

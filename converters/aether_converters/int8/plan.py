@@ -14,28 +14,29 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aether_converters.errors import ConversionError
+from aether_converters.int8.weights import WEIGHT_LIMIT, quantised_weight
 from aether_core import (
     RGB_MEAN,
     SCALES,
     AetherConfig,
     AetherNet,
     input_scale,
-    weight_scales,
 )
 
 Target = Literal["tensorrt", "cpu"]
 TARGETS: Final[tuple[Target, ...]] = get_args(Target)
 
 FIRST: Final = "conv_first"
+SUM: Final = "conv_after_body"
 HEAD: Final = "conv_before_upsample.0"
 LAST: Final = "conv_last"
 GATE: Final = "fc1_gate"
 MAIN: Final = "fc1_main"
 LEVELS: Final = 255  # of an 8-bit picture
-WEIGHT_LIMIT: Final = 127
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class QuantisationPlan:
         outputs: By layer, the grid of its result, where integer kernels give integers.
         activations: By feed-forward, the grid of its activated gate.
         trained: The layers whose grid was learnt in training.
+        joined: The grid of what the head takes, the sum of body and skip, where the layer `SUM`
+            gives it: the skip is then made once more of the picture, in that layer's integers.
     """
 
     target: Target
@@ -132,6 +135,7 @@ class QuantisationPlan:
     outputs: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
     activations: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
     trained: frozenset[str] = frozenset()
+    joined: Grid | None = None
 
     def only(self, layers: Collection[str]) -> QuantisationPlan:
         """The same plan with these layers alone in int8."""
@@ -143,7 +147,15 @@ class QuantisationPlan:
                 name: grid for name, grid in self.activations.items() if f"{name}.{MAIN}" in layers
             },
             trained=self.trained & frozenset(layers),
+            joined=self.joined if SUM in layers else None,
         )
+
+    def pairs(self, layer: str, weight: Tensor) -> bool:
+        """Whether the weights of a layer are paired; see `weights`.
+
+        Those of a training are rounded as they were trained. Depthwise kernels add in 32 bits.
+        """
+        return self.target == "cpu" and layer not in self.trained and weight.shape[1] > 1
 
     def with_products(self, parts: Collection[str]) -> QuantisationPlan:
         """The same plan with the product of gate and main map in integers in these parts alone."""
@@ -239,22 +251,55 @@ def _bias(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.bias)
 
 
-def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The int8 weights (C_out, ...) and the step of each output channel, (C_out) float32.
+def skip_integers(first: Tensor, steps: Tensor, taken: Grid, target: Target) -> Tensor:
+    """The first layer's weights as integers among those of the layer `SUM`, (C, 3, 3, 3).
 
-    Rounded as `aether_core.prepare_qat` rounds them, so that what was trained is what is written.
+    What it takes has the picture's steps there, and its weights the steps of that layer's rows.
+    Rounded such that the sum over places is right to half a step: one colour all over stays it.
+
+    Args:
+        first: Weights (C, 3, 3, 3).
+        steps: (C), of the weights of `SUM`.
+        taken: What `SUM` takes is rounded to.
+        target: Who will run it.
     """
-    scales = weight_scales(weight)
-    values = torch.fake_quantize_per_channel_affine(
-        weight.detach().float(),
-        scales,
-        torch.zeros_like(scales, dtype=torch.int32),
-        0,
-        -WEIGHT_LIMIT,
-        WEIGHT_LIMIT,
+    of_rows = steps * (taken.scale / PICTURE[target].scale)
+    sums = (first / of_rows[:, None, None, None]).flatten(2).cumsum(dim=2).round()
+    integers = sums.diff(dim=2, prepend=torch.zeros_like(sums[:, :, :1])).reshape(first.shape)
+    return integers.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+
+
+def join_skip(network: nn.Module, plan: QuantisationPlan, source: AetherNet) -> None:
+    """Add up body and skip as the layer `SUM` does where `plan.joined` says so.
+
+    Args:
+        network: Changed in place: with layers of these names.
+        plan: What is rounded.
+        source: The same network with its weights.
+    """
+    first, layer = network.get_submodule(FIRST), network.get_submodule(SUM)
+    of_first, weight = (
+        cast(Tensor, source.get_submodule(name).weight).detach() for name in (FIRST, SUM)
     )
-    steps = scales.reshape(-1, *[1] * (weight.dim() - 1))
-    return (values / steps).round().to(torch.int8), scales
+    taken, picture = plan.inputs[SUM], PICTURE[plan.target]
+    _, steps = quantised_weight(weight, paired=plan.pairs(SUM, weight))
+    integers = skip_integers(of_first, steps, taken, plan.target)
+    of_skip = integers * (steps * (taken.scale / picture.scale))[:, None, None, None]
+    seen: dict[str, Tensor] = {}
+
+    def note_picture(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["picture"] = picture.rounded(inputs[0])
+
+    def note_features(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen["features"] = output
+
+    def exchange(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        skip = F.conv2d(seen.pop("picture"), of_skip, cast(Tensor, first.bias), padding=1)
+        return output + (skip - seen.pop("features"))
+
+    first.register_forward_pre_hook(note_picture)
+    first.register_forward_hook(note_features)
+    layer.register_forward_hook(exchange)
 
 
 def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
@@ -263,7 +308,8 @@ def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
     with torch.no_grad():
         for name, grid in plan.inputs.items():
             layer = copied.get_submodule(name)
-            integers, scales = quantised_weight(cast(Tensor, layer.weight))
+            weight = cast(Tensor, layer.weight)
+            integers, scales = quantised_weight(weight, paired=plan.pairs(name, weight))
             steps = scales.reshape(-1, *[1] * (integers.dim() - 1))
             layer.weight = nn.Parameter(integers * steps, requires_grad=False)
             layer.register_forward_pre_hook(_round_input(grid))
@@ -274,6 +320,10 @@ def simulate(network: AetherNet, plan: QuantisationPlan) -> AetherNet:
     for name, grid in plan.activations.items():
         part = cast(Any, copied.get_submodule(name))
         part.activation = _rounded_activation(part.activation, grid)
+    if plan.joined is not None:
+        join_skip(copied, plan, network)
+        if HEAD not in plan.inputs:
+            copied.get_submodule(HEAD).register_forward_pre_hook(_round_input(plan.joined))
     return copied
 
 
@@ -315,6 +365,14 @@ def output_layers(network: AetherNet, layers: Collection[str]) -> list[str]:
     return [
         name for name in layers if isinstance(modules[name], nn.Conv2d) or name.endswith(f".{MAIN}")
     ]
+
+
+def can_join(network: AetherNet) -> bool:
+    """Whether the layer `SUM` could give what the head takes; see `QuantisationPlan.joined`."""
+    mean = network.mean
+    recentred_once = not isinstance(mean, Tensor) and abs(mean - 128 / LEVELS) < 1 / LEVELS / 4
+    has_grid = has_picture_grid(network.config) and recentred_once
+    return has_grid and network.config.body_order == "norm-conv-add"
 
 
 def shuffled_into(config: AetherConfig) -> dict[str, str]:

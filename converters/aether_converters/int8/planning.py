@@ -137,7 +137,8 @@ def quantise_network(
     kept = kept_plan(metadata, network)
     layers = _layers(network, source, target, options, kept)
     measured = options.sensitivity or options.max_loss is not None
-    if FIRST not in source.ranges.usable and (FIRST in layers or measured):
+    learnt = source.ranges.usable
+    if FIRST not in learnt and (FIRST in layers or measured or not learnt):
         network = recentred(network)
     say("calibrating")
     more = MORE if options.tune else 0

@@ -20,8 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aether_converters.int8.calibration import AT_ONCE
-from aether_converters.int8.plan import WEIGHT_LIMIT, QuantisationPlan
-from aether_core import AetherNet, weight_scales
+from aether_converters.int8.plan import QuantisationPlan
+from aether_converters.int8.weights import (
+    PAIR_LIMIT,
+    WEIGHT_LIMIT,
+    limited,
+    neighbours,
+    row_steps,
+    settled,
+)
+from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 
 ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, about
@@ -49,7 +57,7 @@ class Moments:
 def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> AetherNet:
     """A copy whose weights lie on their int8 grids, and whose biases make up for what is left.
 
-    Each row's largest weight is 127 steps, so that `plan.quantised_weight` finds the same steps and
+    Each row is as long as its step allows, so that `quantised_weight` finds the same steps and
     integers again.
 
     Args:
@@ -64,7 +72,9 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -
         means = moments.second[:, -1, :-1]
         covariance = moments.second[:, :-1, :-1] - means[:, :, None] * means[:, None]
         weight = layer.weight.detach().reshape(groups, -1, size)
-        found = rounded_rows(weight, covariance)
+        paired = plan.pairs(name, layer.weight)
+        beside = neighbours(layer.weight.shape) if paired else None
+        found = rounded_rows(weight, covariance, beside)
         kept = weight @ moments.exact[:, :, None] - found @ means[:, :, None]
         layer.weight = nn.Parameter(found.reshape(layer.weight.shape), requires_grad=False)
         cast(Tensor, layer.bias).add_(kept.flatten())
@@ -115,7 +125,7 @@ def met_inputs(layer: nn.Module, x: Tensor) -> Tensor:
     return rows.reshape(len(x), groups, -1, rows.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def rounded_rows(weight: Tensor, covariance: Tensor) -> Tensor:
+def rounded_rows(weight: Tensor, covariance: Tensor, beside: Tensor | None = None) -> Tensor:
     """Weights on the int8 grid of each row whose errors cancel as far as they can.
 
     Of several ranges each row has that in which its output changes least, and is rounded to the
@@ -124,48 +134,69 @@ def rounded_rows(weight: Tensor, covariance: Tensor) -> Tensor:
     Args:
         weight: (groups, rows, K).
         covariance: (groups, K, K), of what the weights meet.
+        beside: (K), where weights are paired: see `weights.neighbours`.
     """
-    largest = weight.abs().amax(dim=2, keepdim=True)
-    steps = torch.cat([largest * share for share in SHARES], dim=1) / WEIGHT_LIMIT
-    tried = _compensated(weight.repeat(1, len(SHARES), 1), steps.clamp(min=1e-12), covariance)
-    found = _nearest(weight)
+    longest = _steps(weight, beside)
+    steps = torch.cat([longest * share for share in SHARES], dim=1)
+    tried = _compensated(weight.repeat(1, len(SHARES), 1), steps, covariance, beside)
+    found = _nearest(weight, longest, beside)
     least = _output_error(found - weight, covariance)
     for candidate, step in zip(
         tried.chunk(len(SHARES), dim=1), steps.chunk(len(SHARES), dim=1), strict=True
     ):
         error = _output_error(candidate - weight, covariance)
-        whole = (candidate.abs().amax(dim=2) / step[:, :, 0]).round() == WEIGHT_LIMIT
+        whole = (_steps(candidate, beside) / step - 1).abs()[:, :, 0] < 0.5 / PAIR_LIMIT
         better = whole & (error < least)
         found = torch.where(better[:, :, None], candidate, found)
         least = torch.where(better, error, least)
     return found
 
 
-def _nearest(weight: Tensor) -> Tensor:
-    steps = weight_scales(weight.flatten(0, 1)).reshape(*weight.shape[:2], 1)
-    return (weight / steps).round() * steps
+def _steps(weight: Tensor, beside: Tensor | None) -> Tensor:
+    return row_steps(weight.flatten(0, 1), beside).reshape(*weight.shape[:2], 1)
+
+
+def _nearest(weight: Tensor, steps: Tensor, beside: Tensor | None) -> Tensor:
+    integers = settled(limited((weight / steps).flatten(0, 1), beside), beside)
+    return integers.reshape(weight.shape) * steps
 
 
 def _output_error(error: Tensor, covariance: Tensor) -> Tensor:
     return ((error @ covariance) * error).sum(dim=2)
 
 
-def _compensated(weight: Tensor, steps: Tensor, covariance: Tensor) -> Tensor:
+def _compensated(
+    weight: Tensor, steps: Tensor, covariance: Tensor, beside: Tensor | None
+) -> Tensor:
     """Round column after column, and move what is left by what each error asks for."""
     order, factor = _order_and_factor(covariance)
     columns = order[:, None].expand_as(weight)
     left, rounded = weight.gather(2, columns), torch.empty_like(weight)
+    partners = _partners(order[0], beside)
     for block in _blocks(weight.shape[2]):
         errors: list[Tensor] = []
         for column in range(block.start, block.stop):
             value = left[:, :, column : column + 1]
-            nearest = (value / steps).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT) * steps
+            low = torch.full_like(steps, -WEIGHT_LIMIT)
+            high = -low
+            if partners[column] < column:
+                partner = (rounded[:, :, partners[column], None] / steps).round()
+                low = torch.maximum(low, -PAIR_LIMIT - partner.clamp(max=0))
+                high = torch.minimum(high, PAIR_LIMIT - partner.clamp(min=0))
+            nearest = (value / steps).round().clamp(low, high) * steps
             rounded[:, :, column : column + 1] = nearest
             errors.append((value - nearest) / factor[:, column, column][:, None, None])
             later = factor[:, column : column + 1, column : block.stop]
             left[:, :, column : block.stop] -= errors[-1] * later
         left[:, :, block.stop :] -= torch.cat(errors, dim=2) @ factor[:, block, block.stop :]
     return torch.empty_like(weight).scatter(2, columns, rounded)
+
+
+def _partners(order: Tensor, beside: Tensor | None) -> list[int]:
+    """By column in this order: where its neighbour stands in it, or it itself."""
+    if beside is None:
+        return list(range(len(order)))
+    return cast("list[int]", order.argsort()[beside[order]].tolist())
 
 
 def _blocks(columns: int) -> Iterator[slice]:
