@@ -19,7 +19,7 @@ from torch import Tensor
 from aether_converters import ConversionError, convert, open_upscaler, verify
 from aether_converters.graphs.onnx_graph import build_onnx
 from aether_converters.int8.calibration import calibrate
-from aether_converters.int8.check import tensorrt_findings
+from aether_converters.int8.check import cpu_integer_share, tensorrt_findings
 from aether_converters.int8.graph import before_shuffle, quantise
 from aether_converters.int8.patches import built_in_patches, varied_patches
 from aether_converters.int8.plan import (
@@ -176,7 +176,7 @@ def test_a_convolution_behind_a_shuffle_can_stand_before_it(factor: int):
     x = torch.rand(1, 5 * factor**2, 6, 7, generator=generator, dtype=torch.float64)
     weight = torch.rand(3, 5, 3, 3, generator=generator, dtype=torch.float64)
     bias = torch.rand(3, generator=generator, dtype=torch.float64)
-    by_channel = x.unflatten(1, (factor**2, 5)).transpose(1, 2).flatten(1, 2)
+    by_channel = x.reshape(1, factor**2, 5, 6, 7).transpose(1, 2).flatten(1, 2)
     shuffled = torch.nn.functional.pixel_shuffle(by_channel, factor)
     expected = torch.nn.functional.conv2d(shuffled, weight, bias, padding=1)
     moved, biases = before_shuffle(weight, bias, factor)
@@ -373,6 +373,10 @@ def test_what_was_trained_is_what_is_written(target: Target, tmp_path: Path):
             names = [f"{name}.fc1_gate", f"{name}.fc1_main"] if name.endswith("ffn") else [name]
             for each in names:
                 assert torch.equal(written[each], input_scale(layer.amax)), each
+    else:
+        share = cpu_integer_share(artefact.path, (1, 3, 32, 32))
+        assert share is not None
+        assert share > 0.9
     image = picture()
     with torch.inference_mode():
         expected = network(image)

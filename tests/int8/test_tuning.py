@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aether_converters import convert, verify
-from aether_converters.int8.calibration import calibrate
+from aether_converters.int8.calibration import calibrate, unmoved
 from aether_converters.int8.distillation import Lessons, Rounded, distilled, of_head, whole
 from aether_converters.int8.migration import (
     STRENGTHS,
@@ -105,6 +106,31 @@ def test_channels_of_like_size_give_the_same_picture(changes: dict[str, Any]):
             sizes = [channels[taker].largest for channels in (before, after)]
             spread = [float(size.max() / size.min()) for size in sizes]
             assert spread[1] < min(spread[0], 1.01), taker
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_grids_that_a_move_leaves_alone_are_those_that_would_be_found_anew(target: Target):
+    made, seen = network(), patches().seen
+    layers = chosen_layers(made, target)
+    plan = calibrate(made, target, layers, seen)
+    inputs = channels_of_inputs(made, layers, batch(seen))
+    moved = migrated(
+        made, inputs, target, [1.0], wanted=lambda passage: passage.giver.endswith("fc1_main")
+    )
+    others = {name for name in layers if name.endswith((".fc1_main", ".fc2"))}
+    known = unmoved(plan, others)
+    assert known
+    found = calibrate(moved, target, layers, seen, known=known)
+    anew = calibrate(moved, target, layers, seen)
+    for grids, expected in zip(
+        (found.inputs, found.outputs, found.activations),
+        (anew.inputs, anew.outputs, anew.activations),
+        strict=True,
+    ):
+        assert grids.keys() == expected.keys()
+        for name, grid in grids.items():
+            assert grid.scale == pytest.approx(expected[name].scale, rel=1e-4), name
+    assert any(grid != plan.inputs[name] for name, grid in found.inputs.items())
 
 
 @pytest.mark.parametrize("revision", ["G5f", "G4", "G3"])
@@ -233,7 +259,7 @@ def lessons(made: AetherNet, count: int, batches: int) -> Lessons:
         batches=batches,
         batch=2,
         rate=1.0,
-        seconds=1e6,
+        until=time.monotonic() + 1e6,
     )
 
 
@@ -299,7 +325,7 @@ def test_a_time_that_is_over_ends_the_learning_with_what_was_learnt():
     start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
     done: list[int] = []
     few = lessons(made, 4, 10_000)
-    few = replace(few, seconds=0.5)
+    few = replace(few, until=time.monotonic() + 0.5)
     states = list(distilled(start, few, lambda count, _total, _error: done.append(count)))
     assert states
     assert len(done) < 10_000
@@ -326,7 +352,7 @@ def bench_of(
         everything=everything,
         exact=made,
         patches=patches(made.config.in_chans),
-        calibrated=lambda moved: planned(moved, target),
+        calibrated=lambda _before, made, _moved: planned(made, target),
         seconds=1.0,
         told=told,
     )
@@ -373,9 +399,19 @@ def test_an_icon_is_mixed_in_and_does_not_replace_what_is_built_in(mode: str, tm
 
 def test_patches_on_which_a_network_is_measured_are_not_those_it_learns_from():
     found = gathered([], 3)
-    varied = [patch for patch in found.held_out if patch.std(axis=(2, 3)).max() > 0.01]
-    assert varied
-    assert not any(np.array_equal(a, b) for a in varied for b in found.seen)
+    assert found.held_out
+    seen = (*found.seen, *found.more)
+    assert not any(np.array_equal(a, b) for a in found.held_out for b in seen)
+
+
+def test_every_flat_colour_is_shown_and_measured():
+    found = gathered([], 3)
+    for patches_of in (found.shown, found.measured):
+        colours = {
+            tuple(patch[0, :, 0, 0]) for patch in patches_of if patch.std(axis=(2, 3)).max() == 0
+        }
+        assert colours == {tuple(patch[0, :, 0, 0]) for patch in found.flat}
+        assert len(colours) == 11
 
 
 # Layers that cost too much

@@ -200,8 +200,8 @@ def test_a_skip_too_large_for_the_body_s_steps_is_added_in_float():
     assert SUM in plan.outputs
 
 
-@pytest.mark.parametrize("left", [{SUM}, {HEAD}, {SUM, HEAD}], ids=str)
-def test_a_sum_is_joined_without_the_head_and_not_without_its_layer(left: set[str]):
+@pytest.mark.parametrize("left", [(SUM,), (HEAD,), (SUM, HEAD)], ids=str)
+def test_a_sum_is_joined_without_the_head_and_not_without_its_layer(left: tuple[str, ...]):
     network, plan = planned(2)
     some = plan.only(left)
     assert (some.joined is None) == (SUM not in left)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aether_converters.int8.inputs import one_by_one
+from aether_converters.int8.patches import PART
 from aether_converters.int8.plan import (
     FIRST,
     GATE,
@@ -43,8 +45,6 @@ Method = Literal["mse", "percentile", "minmax"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 TRIED: Final = 8  # patches on which `mse` tries them, beside those of one colour
-PART: Final = 32  # px, side of what is taken of a patch of one colour
-AT_ONCE: Final = 1  # patches that the network runs on at a time, which decides the memory
 PERCENTILE: Final = 99.99
 BINS: Final = 4096
 SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
@@ -52,7 +52,7 @@ SHARES: Final = (1.0, 0.84, 0.7, 0.58, 0.47, 0.38, 0.3)
 LOW_SHARES: Final = (1.0, 0.3, 0.1, 0.03, 0.01, 0.0)
 """Of the lowest value met, where an activation stands behind that makes little of it."""
 
-HOPELESS: Final = 4.0
+HOPELESS: Final = 2.0
 """Times the least error with which a range is given up, and with it all that end sooner: what they
 cut off only grows, and is most of the error already."""
 
@@ -70,6 +70,25 @@ class Point:
 
     part: str
     place: Literal["input", "output", "activation"]
+
+
+Known = Mapping[Point, Grid]
+NOTHING: Final[Known] = {}
+
+
+def unmoved(plan: QuantisationPlan, moved: AbstractSet[str]) -> Known:
+    """The grids of a plan that a network whose channels have moved still has.
+
+    Who takes channels that have moved makes up for it: nothing beyond is any different.
+
+    Args:
+        plan: Of the network before.
+        moved: Layers whose weights are others now.
+    """
+    inputs = {Point(n, "input"): g for n, g in plan.inputs.items() if n not in moved}
+    outputs = {Point(n, "output"): g for n, g in plan.outputs.items() if n not in moved}
+    gates: Known = {Point(n, "activation"): g for n, g in plan.activations.items()}
+    return {**inputs, **outputs, **gates}
 
 
 @dataclass
@@ -106,6 +125,7 @@ def calibrate(
     method: Method = "mse",
     trained: Mapping[str, float] | None = None,
     joined: bool = True,
+    known: Known = NOTHING,
 ) -> QuantisationPlan:
     """Find a grid for everything that `layers` round.
 
@@ -119,13 +139,14 @@ def calibrate(
         network: Fused, in float32, `recentred`.
         target: Who will run it.
         layers: Those that compute in int8.
-        patches: (1, C, H, W) in [0, 1], all of one size.
+        patches: (1, C, H, W) in [0, 1].
         method: How a range follows from the values met.
         trained: Largest absolute value by layer, from quantisation-aware training.
         joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.
+        known: Grids that need not be found.
     """
     learnt = {name: amax for name, amax in (trained or {}).items() if name in layers}
-    batch = torch.from_numpy(np.concatenate(patches)).float()
+    pictures = [torch.from_numpy(patch).float() for patch in patches]
     inputs = [Point(name, "input") for name in layers]
     others: list[Point] = []
     joins = joined and not learnt and target == "cpu" and can_join(network)
@@ -139,12 +160,14 @@ def calibrate(
             if name.endswith(f".{MAIN}")
         ]
     grid = _grids(network.config, target, joins=joins)
-    found = _statistics(network, batch, [*inputs, *others], grid, method)
+    sought = [point for point in (*inputs, *others) if point not in known]
+    found = _statistics(network, pictures, sought, grid, method)
     grids = {point: grid(point, *_range(seen, method)) for point, seen in found.items()}
+    grids = {**known, **grids}
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
     if joins and not _skip_fits(network, grids[Point(SUM, "input")], target):
-        return calibrate(network, target, layers, patches, method=method, joined=False)
+        return calibrate(network, target, layers, patches, method=method, joined=False, known=known)
     if FIRST not in learnt and has_picture_grid(network.config):
         grids[Point(FIRST, "input")] = PICTURE[target]
     straight = shuffled_into(network.config) if target == "cpu" else {}
@@ -200,7 +223,7 @@ def _range(statistics: _Statistics, method: Method) -> tuple[float, float]:
 
 def _statistics(
     network: AetherNet,
-    batch: Tensor,
+    pictures: Sequence[Tensor],
     points: Collection[Point],
     grids: Grids,
     method: Method,
@@ -233,26 +256,29 @@ def _statistics(
                 seen.errors[index:] = torch.inf
                 break
 
-    each = cast("tuple[Tensor, ...]", batch.split(AT_ONCE))
+    if not points:
+        return found
+    each = one_by_one(pictures)
     _run(network, each, points, extremes)
     if method == "percentile":
         _run(network, each, points, distribution)
     elif method == "mse":
-        _run(network, _tried(batch), points, errors)
+        _run(network, _tried(each), points, errors)
     return found
 
 
-def _tried(batch: Tensor) -> list[Tensor]:
-    """Patches on which ranges are tried: some of the first, and a part of each of one colour.
+def _tried(pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of pictures on which ranges are tried: of some of the first, and of each of one colour.
 
     A range that one colour needs and no other would be cut off without it, and the colour ruined.
     """
-    flat = (batch == batch[:, :, :1, :1]).flatten(1).all(dim=1)
-    return [
-        patch[None, :, :PART, :PART] if one_colour else patch[None]
-        for place, (patch, one_colour) in enumerate(zip(batch, flat, strict=True))
-        if one_colour or place < TRIED
-    ]
+    varied = [picture for picture in pictures if not _one_colour(picture)][:TRIED]
+    flat = [picture for picture in pictures if _one_colour(picture)]
+    return [picture[:, :, :PART, :PART] for picture in (*varied, *flat)]
+
+
+def _one_colour(picture: Tensor) -> bool:
+    return bool((picture == picture[:, :, :1, :1]).all())
 
 
 def _run(

@@ -84,7 +84,7 @@ class Lessons:
         batches: How many are learnt from.
         batch: Pictures in each.
         rate: How fast, relative to the rates of this module.
-        seconds: Fewer batches are learnt from where all would take longer.
+        until: Fewer batches are learnt from where all would end later, by `time.monotonic`.
     """
 
     taken: Tensor
@@ -93,7 +93,7 @@ class Lessons:
     batches: int
     batch: int
     rate: float
-    seconds: float
+    until: float
 
 
 def picture_error(differences: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def distilled(
         optimiser.step()
         done += 1
         late = float(error.detach()) if done == 1 else late + 0.05 * (float(error.detach()) - late)
-        total = min(total, _affordable(done, began, lessons.seconds))
+        total = min(total, _affordable(done, began, lessons.until))
         progress(done, total, late)
         if done * STATES >= (shown + 1) * total or done >= total:
             shown += 1
@@ -140,9 +140,9 @@ def distilled(
 STATES: Final = 2  # how many states of a training are looked at
 
 
-def _affordable(done: int, began: float, seconds: float) -> int:
+def _affordable(done: int, began: float, until: float) -> int:
     """How many batches fit into the time at the speed so far."""
-    return max(int(done * seconds / max(time.monotonic() - began, 1e-3)), done)
+    return max(int(done * (until - began) / max(time.monotonic() - began, 1e-3)), done)
 
 
 def _share_of_rate(done: int, total: int) -> float:

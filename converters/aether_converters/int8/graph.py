@@ -34,7 +34,7 @@ from aether_converters.int8.plan import (
     Target,
     skip_integers,
 )
-from aether_converters.int8.weights import quantised_weight
+from aether_converters.int8.weights import overflows, quantised_weight, unsigned
 
 TO_CHANNELS_LAST: Final = [0, 2, 3, 1]
 TO_CHANNELS_FIRST: Final = [0, 3, 1, 2]
@@ -166,12 +166,13 @@ class _Writer:
     def weight(self, node: NodeProto) -> str:
         """The convolution's int8 weights as floats."""
         integers, scales = self.quantised(node)
+        zero = torch.full(scales.shape, 128 * (integers.dtype == torch.uint8), dtype=integers.dtype)
         return self.graph.add(
             "DequantizeLinear",
             [
                 self.constant(integers, node.input[1]),
                 self.constant(scales, f"{node.input[1]}.scale"),
-                self.constant(torch.zeros_like(scales, dtype=torch.int8), f"{node.input[1]}.zero"),
+                self.constant(zero, f"{node.input[1]}.zero"),
             ],
             f"{node.input[1]}.float",
             axis=0,
@@ -428,10 +429,12 @@ class _CpuWriter(_Writer):
         return replace(body, values=self.graph.add("Concat", parts, f"{SUM}.taken", axis=1))
 
     def quantised(self, node: NodeProto) -> tuple[Tensor, Tensor]:
-        """A layer's int8 weights, with those of the skip where it has them, and their steps."""
+        """A layer's 8-bit weights, with those of the skip where it has them, and their steps."""
         integers, steps = super().quantised(node)
         if node.name == SUM and self._skip is not None:
             integers = torch.cat([integers, self._skip.to(torch.int8)], dim=1)
+        if node.name in self.plan.trained and integers.shape[1] > 1 and overflows(integers):
+            integers = unsigned(integers)
         return integers, steps
 
     def _picture(self, name: str, pieces: int) -> str:
@@ -468,7 +471,10 @@ class _CpuWriter(_Writer):
         integers, scales = self.quantised(node)
         taken = self.integers(self.turned(self.names[node.input[0]], True), grid)
         matrix = self.constant(integers.flatten(1).t(), node.input[1])
-        sums = self.graph.add("MatMulInteger", [taken.values, matrix, taken.zero_point], name)
+        operands = [taken.values, matrix, taken.zero_point]
+        if integers.dtype == torch.uint8:
+            operands.append(self.constant(torch.tensor(128, dtype=torch.uint8), "zero_of_unsigned"))
+        sums = self.graph.add("MatMulInteger", operands, name)
         sums = self.graph.add("Cast", [sums], f"{name}.sums", to=TensorProto.FLOAT)
         one = self.constant(torch.tensor(1, dtype=torch.int8), "one")
         step = self.graph.add("DequantizeLinear", [one, taken.scale], f"{name}.step")

@@ -16,17 +16,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
-from aether_converters.int8.calibration import AT_ONCE
+from aether_converters.int8.inputs import Pictures, one_by_one, watch_inputs
 from aether_converters.int8.plan import HEAD, LAST, MAIN, Target, grid_for, shifted_layers
 from aether_core import AetherConfig, AetherNet, weight_scales
-from aether_spandrel.inference import channels_last
 
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 """From nothing that moves to channels that are equally large."""
@@ -165,28 +163,23 @@ def _move(network: AetherNet, passage: Passage, factors: Tensor) -> None:
 
 
 def channels_of_inputs(
-    network: AetherNet, layers: Iterable[str], batch: Tensor
+    network: AetherNet, layers: Iterable[str], pictures: Pictures
 ) -> dict[str, Channels]:
-    """By layer, what its input is like on pictures (N, C, H, W) in [0, 1]."""
+    """By layer, what its input is like on pictures."""
     found: dict[str, Channels] = {}
+    each = one_by_one(pictures)
 
-    def watch(name: str) -> Any:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            (x,) = inputs
+    def watch(name: str) -> Callable[[nn.Module, Tensor], None]:
+        def noted(_layer: nn.Module, x: Tensor) -> None:
             low, high = torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)
-            power = x.square().mean(dim=(0, 2, 3)) * (len(x) / len(batch))
+            power = x.square().mean(dim=(0, 2, 3)) / len(each)
             if name in found:
                 seen = found[name]
                 low, high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
                 power = seen.power + power
             found[name] = Channels(low=low, high=high, power=power)
 
-        return hook
+        return noted
 
-    with torch.inference_mode(), ExitStack() as hooks:
-        for name in layers:
-            handle = network.get_submodule(name).register_forward_pre_hook(watch(name))
-            hooks.callback(handle.remove)
-        for start in range(0, len(batch), AT_ONCE):
-            network(channels_last(batch[start : start + AT_ONCE]))
+    watch_inputs(network, each, {name: watch(name) for name in layers})
     return found

@@ -15,19 +15,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
 
-from aether_converters.int8.calibration import AT_ONCE
+from aether_converters.int8.inputs import Pictures, watch_inputs
 from aether_converters.int8.migration import Passage, passages
 from aether_converters.int8.plan import LEVELS, QuantisationPlan, Target
 from aether_converters.int8.weights import WEIGHT_LIMIT
 from aether_core import AetherNet
-from aether_spandrel.inference import channels_last
 
 STEPS: Final = 400
 RATE: Final = 0.02  # of the mean entry, at first
@@ -89,23 +87,23 @@ def _most(values: Tensor, sharpness: float) -> Tensor:
     return (sharpness * values.flatten() / largest).logsumexp(dim=0) * largest / sharpness
 
 
-def mixed(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> AetherNet:
+def mixed(network: AetherNet, plan: QuantisationPlan, pictures: Pictures) -> AetherNet:
     """A copy that computes the same, with channels mixed anew wherever that costs less.
 
     Args:
         network: Fused, in float32.
         plan: What is rounded.
-        batch: Pictures (N, C, H, W) in [0, 1].
+        pictures: What it is shown.
     """
     moved = copy.deepcopy(network)
     for passage in passages(moved):
         if passage.linear and plan.inputs.keys() >= {*passage.takers}:
-            _mix(moved, passage, plan, batch)
+            _mix(moved, passage, plan, pictures)
     return moved
 
 
-def _mix(network: AetherNet, passage: Passage, plan: QuantisationPlan, batch: Tensor) -> None:
-    passing = _passing(network, passage, batch)
+def _mix(network: AetherNet, passage: Passage, plan: QuantisationPlan, pictures: Pictures) -> None:
+    passing = _passing(network, passage, pictures)
     if passage.giver not in plan.inputs:
         passing = replace(passing, power=0.0)  # its weights are not rounded
     giver, taker = _ends(network, passage)
@@ -132,10 +130,10 @@ def _mixed_rows(mixing: Tensor, rows: Tensor) -> Tensor:
     return (mixing @ rows.flatten(1)).reshape(rows.shape)
 
 
-def _passing(network: AetherNet, passage: Passage, batch: Tensor) -> Passing:
+def _passing(network: AetherNet, passage: Passage, pictures: Pictures) -> Passing:
     """What passes on some pictures."""
     giver, taker = _ends(network, passage)
-    into, given = _inputs(network, (giver, taker), batch)
+    into, given = _inputs(network, (passage.giver, *passage.takers), pictures)
     channels = len(given)
     random = torch.Generator().manual_seed(SEED)
     sizes = given.square().mean(dim=1).sqrt().clamp(min=1e-12)
@@ -153,22 +151,18 @@ def _passing(network: AetherNet, passage: Passage, batch: Tensor) -> Passing:
     )
 
 
-def _inputs(network: AetherNet, layers: Sequence[nn.Module], batch: Tensor) -> list[Tensor]:
+def _inputs(network: AetherNet, layers: Sequence[str], pictures: Pictures) -> list[Tensor]:
     """The channels of each layer's input, (C, places), at some places of pictures."""
-    found: list[list[Tensor]] = [[] for _ in layers]
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def watch(parts: list[Tensor]) -> Any:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            parts.append(inputs[0].transpose(0, 1).flatten(1)[:, ::EVERY].double())
+    def watch(parts: list[Tensor]) -> Callable[[nn.Module, Tensor], None]:
+        def noted(_layer: nn.Module, x: Tensor) -> None:
+            parts.append(x.transpose(0, 1).flatten(1)[:, ::EVERY].double())
 
-        return hook
+        return noted
 
-    with torch.inference_mode(), ExitStack() as hooks:
-        for layer, parts in zip(layers, found, strict=True):
-            hooks.callback(layer.register_forward_pre_hook(watch(parts)).remove)
-        for start in range(0, len(batch), AT_ONCE):
-            network(channels_last(batch[start : start + AT_ONCE]))
-    return [torch.cat(parts, dim=1) for parts in found]
+    watch_inputs(network, pictures, {name: watch(parts) for name, parts in found.items()})
+    return [torch.cat(parts, dim=1) for parts in found.values()]
 
 
 def _best_mixing(passing: Passing, target: Target) -> tuple[Tensor, Tensor] | None:

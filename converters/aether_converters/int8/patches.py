@@ -17,6 +17,7 @@ from aether_converters.measuring.verification import structured_image
 from aether_converters.runtimes.upscaler import Image
 
 SIDE: Final = 64  # px of a patch
+PART: Final = 32  # px of one that is flat, where it is not learnt from
 PATCHES: Final = 16
 HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
 MORE: Final = 32  # drawn patches for a network that learns
@@ -28,14 +29,30 @@ class Patches:
     """What a network is made int8 on; arrays (1, C, SIDE, SIDE) of 8-bit pixels in [0, 1].
 
     Attributes:
-        seen: From which ranges and weights follow, of each kind some among the first.
+        seen: From which ranges and weights follow.
         held_out: On which it is measured whether that was any good.
-        more: From which a network may learn beside those that are seen.
+        flat: Of one colour each, for either.
+        more: From which a network may learn beside all that.
     """
 
     seen: tuple[Image, ...]
     held_out: tuple[Image, ...]
+    flat: tuple[Image, ...] = ()
     more: tuple[Image, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Image, ...]:
+        """What is seen and a part of each that is flat, which tells as much."""
+        return (*self.seen, *self._parts_of_flat)
+
+    @property
+    def measured(self) -> tuple[Image, ...]:
+        """What is held out and a part of each that is flat."""
+        return (*self.held_out, *self._parts_of_flat)
+
+    @property
+    def _parts_of_flat(self) -> tuple[Image, ...]:
+        return tuple(patch[:, :, :PART, :PART] for patch in self.flat)
 
 
 def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches:
@@ -54,10 +71,10 @@ def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches
     kept = [patch for index, patch in enumerate(own) if index % ASIDE < ASIDE - 1]
     aside = [patch for index, patch in enumerate(own) if index % ASIDE == ASIDE - 1]
     drawn = built_in_patches(channels, PATCHES + HELD_OUT + more)
-    flat = list(flat_patches(channels, SIDE).values())
     return Patches(
-        seen=tuple(_alternating(drawn[:PATCHES], flat, kept)),
-        held_out=(*drawn[PATCHES : PATCHES + HELD_OUT], *flat, *aside),
+        seen=tuple(_alternating(drawn[:PATCHES], kept)),
+        held_out=(*drawn[PATCHES : PATCHES + HELD_OUT], *aside),
+        flat=tuple(flat_patches(channels, SIDE).values()),
         more=tuple(drawn[PATCHES + HELD_OUT :]),
     )
 

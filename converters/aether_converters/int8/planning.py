@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ConversionError
-from aether_converters.int8.calibration import Method, calibrate
+from aether_converters.int8.calibration import Method, calibrate, unmoved
 from aether_converters.int8.distillation import Rounded
 from aether_converters.int8.keeping import kept_plan
-from aether_converters.int8.patches import MORE, Patches, gathered
+from aether_converters.int8.patches import MORE, PART, Patches, gathered
 from aether_converters.int8.plan import (
     FIRST,
     QuantisationPlan,
@@ -44,7 +45,7 @@ from aether_core import AetherNet
 from aether_spandrel.inference import build_network
 from aether_spandrel.network import Network, float_weights, fuse
 
-MEASURED: Final = 4  # patches on which costs are measured
+MEASURED: Final = 2  # patches of either kind on which costs are measured
 MISFIT: Final = 4.0  # times the error of calibrated ranges: those of the training are wrong then
 UNFIT: Final = "the ranges of its training do not fit its values, and are not used"
 ALLOWED: Final = 0.05  # dB; below that, it does not matter
@@ -181,35 +182,49 @@ class _Desk:
         target: Who will run the network.
         method: How a range follows from values.
         patches: Pictures.
+        began: When planning began.
     """
 
     target: Target
     method: Method
     patches: Patches
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def measured(self) -> tuple[Image, ...]:
         """Patches on which costs are measured."""
-        return self.patches.seen[:MEASURED]
+        return (*self.patches.seen[:MEASURED], *self.patches.flat[:MEASURED])
 
     def planned(
         self, network: AetherNet, layers: Sequence[str], trained: Mapping[str, float]
     ) -> QuantisationPlan:
         """The plan of a network with these layers in int8."""
-        plan = self._calibrated(network, layers, trained)
-        return without_costly_products(network, plan, self.measured)
-
-    def planned_as(self, before: QuantisationPlan, network: AetherNet) -> QuantisationPlan:
-        """A plan that rounds the same tensors as another did, for a network of other weights."""
-        plan = self._calibrated(network, list(before.inputs), {})
-        return plan.with_products(before.activations)
-
-    def _calibrated(
-        self, network: AetherNet, layers: Sequence[str], trained: Mapping[str, float]
-    ) -> QuantisationPlan:
-        return calibrate(
-            network, self.target, layers, self.patches.seen, method=self.method, trained=trained
+        plan = calibrate(
+            network, self.target, layers, self.patches.shown, method=self.method, trained=trained
         )
+        parts = [patch[:, :, :PART, :PART] for patch in self.measured]
+        return without_costly_products(network, plan, parts)
+
+    def planned_as(
+        self, before: QuantisationPlan, network: AetherNet, moved: AbstractSet[str]
+    ) -> QuantisationPlan:
+        """A plan that rounds the same tensors as another did.
+
+        Args:
+            before: The other plan.
+            network: Computes the same as that which it was made for.
+            moved: Layers whose weights are others.
+        """
+        plan = calibrate(
+            network,
+            self.target,
+            list(before.inputs),
+            self.patches.shown,
+            method=self.method,
+            joined=before.joined is not None,
+            known=unmoved(before, moved),
+        )
+        return plan.with_products(before.activations)
 
 
 def _planned(
@@ -251,11 +266,12 @@ def _tuned(
     bench = Workbench(
         exact=start.network,
         patches=desk.patches,
-        calibrated=partial(desk.planned_as, start.plan),
+        calibrated=desk.planned_as,
         everything=options.everything,
         seconds=options.tune,
         device=options.device,
         told=told,
+        began=desk.began,
     )
     state, gains = tune(start, bench) if options.tune else (start, ())
     if options.everything:

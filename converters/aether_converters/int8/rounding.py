@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_converters.int8.calibration import AT_ONCE
+from aether_converters.int8.inputs import Pictures, watch_inputs
 from aether_converters.int8.plan import QuantisationPlan
 from aether_converters.int8.weights import (
     PAIR_LIMIT,
@@ -30,7 +29,6 @@ from aether_converters.int8.weights import (
     settled,
 )
 from aether_core import AetherNet
-from aether_spandrel.inference import channels_last
 
 ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, about
 DAMPING: Final = 0.003  # of the mean variance, added to each: what the patches did not show
@@ -54,7 +52,7 @@ class Moments:
 
 
 @torch.no_grad()
-def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> AetherNet:
+def rounded_weights(network: AetherNet, plan: QuantisationPlan, pictures: Pictures) -> AetherNet:
     """A copy whose weights lie on their int8 grids, and whose biases make up for what is left.
 
     Each row is as long as its step allows, so that `quantised_weight` finds the same steps and
@@ -63,10 +61,10 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -
     Args:
         network: Fused, in float32.
         plan: Which layers, and on which grids their inputs lie.
-        batch: Pictures (N, C, H, W) in [0, 1].
+        pictures: What it is shown.
     """
     rounded = copy.deepcopy(network)
-    for name, moments in input_moments(network, plan, batch).items():
+    for name, moments in input_moments(network, plan, pictures).items():
         layer = cast(nn.Conv2d, rounded.get_submodule(name))
         groups, size = moments.exact.shape
         means = moments.second[:, -1, :-1]
@@ -82,17 +80,12 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -
 
 
 @torch.no_grad()
-def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> dict[str, Moments]:
+def input_moments(
+    network: AetherNet, plan: QuantisationPlan, pictures: Pictures
+) -> dict[str, Moments]:
     """By layer of a plan, what its input is like in the float network."""
     found: dict[str, Moments] = {}
-    with ExitStack() as hooks:
-        for name in plan.inputs:
-            handle = network.get_submodule(name).register_forward_pre_hook(
-                _summing(found, name, plan)
-            )
-            hooks.callback(handle.remove)
-        for start in range(0, len(batch), AT_ONCE):
-            network(channels_last(batch[start : start + AT_ONCE]))
+    watch_inputs(network, pictures, {name: _summing(found, name, plan) for name in plan.inputs})
     return {
         name: Moments(
             second=sums.second / sums.second[:, -1:, -1:],
@@ -102,18 +95,20 @@ def input_moments(network: AetherNet, plan: QuantisationPlan, batch: Tensor) -> 
     }
 
 
-def _summing(found: dict[str, Moments], name: str, plan: QuantisationPlan) -> Any:
+def _summing(
+    found: dict[str, Moments], name: str, plan: QuantisationPlan
+) -> Callable[[nn.Module, Tensor], None]:
     grid = plan.inputs[name]
 
-    def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        exact = met_inputs(layer, inputs[0])
-        rows = F.pad(met_inputs(layer, grid.rounded(inputs[0])), (0, 1), value=1.0)
+    def noted(layer: nn.Module, x: Tensor) -> None:
+        exact = met_inputs(layer, x)
+        rows = F.pad(met_inputs(layer, grid.rounded(x)), (0, 1), value=1.0)
         second, sums = rows.transpose(1, 2) @ rows, exact.sum(dim=1)
         if name in found:
             second, sums = found[name].second + second, found[name].exact + sums
         found[name] = Moments(second=second, exact=sums)
 
-    return hook
+    return noted
 
 
 def met_inputs(layer: nn.Module, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -25,10 +26,18 @@ from aether_converters.int8.distillation import (
     picture_error,
     whole,
 )
+from aether_converters.int8.inputs import one_by_one
 from aether_converters.int8.migration import Passage, channels_of_inputs, migrated
 from aether_converters.int8.mixing import mixed
 from aether_converters.int8.patches import Patches
-from aether_converters.int8.plan import HEAD, LAST, LEVELS, QuantisationPlan, simulate
+from aether_converters.int8.plan import (
+    HEAD,
+    LAST,
+    LEVELS,
+    QuantisationPlan,
+    layers_of,
+    simulate,
+)
 from aether_converters.int8.rounding import rounded_weights
 from aether_converters.int8.sensitivity import macs_per_pixel
 from aether_converters.measuring.figures import loss_of
@@ -46,6 +55,11 @@ def untold(_step: str, _done: int, _total: int) -> None:
 
 SECONDS: Final = 180.0
 """To learn, if nothing else is said: with all else less than 5 minutes on two cores."""
+
+BESIDE: Final = 90.0
+"""Seconds for what is computed at once; what takes longer is taken off the learning, in part."""
+
+LEAST_SHARE: Final = 1 / 3  # of the seconds asked for, in which the network learns all the same
 
 LEAST_PSNR: Final = 37.0  # dB to the float network; figures.INT8 wants 35 of finished files
 LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 of finished files
@@ -93,50 +107,58 @@ class Workbench:
 
     Attributes:
         patches: Pictures to learn from, and others to measure on.
-        calibrated: Makes a plan of the same layers for a network whose weights have moved.
+        calibrated: Makes a plan as another for a network that computes the same, in which the
+            weights of some layers are others.
         everything: Whether all layers stay in int8, whatever they cost.
-        seconds: In which the network may learn; what is computed at once takes as long as it takes.
+        seconds: In which the network may learn.
+        began: When making it int8 began, as `time.monotonic` has it.
         device: On which it learns.
         told: Called with a few words, and how much is done of how much.
     """
 
     exact: AetherNet
     patches: Patches
-    calibrated: Callable[[AetherNet], QuantisationPlan]
+    calibrated: Callable[[QuantisationPlan, AetherNet, AbstractSet[str]], QuantisationPlan]
     seconds: float = SECONDS
     everything: bool = False
     device: Device = "cpu"
     told: Told = untold
-    held_out: Tensor = field(init=False)
-    expected: Tensor = field(init=False)
+    began: float = field(default_factory=time.monotonic)
+    shown: tuple[Tensor, ...] = field(init=False)
+    measured_on: tuple[Tensor, ...] = field(init=False)
+    expected: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Run the float network on what is held out."""
-        held_out = _batch(self.patches.held_out)
-        object.__setattr__(self, "held_out", held_out)
-        object.__setattr__(self, "expected", _run(self.exact, held_out))
+        """Run the float network on what a state is measured on."""
+        measured_on = _tensors(self.patches.measured)
+        object.__setattr__(self, "shown", _tensors(self.patches.shown))
+        object.__setattr__(self, "measured_on", measured_on)
+        object.__setattr__(self, "expected", _each(self.exact, measured_on))
 
-    def error(self, state: Rounded, places: Sequence[int] | None = None) -> float:
+    def error(self, state: Rounded, places: slice = slice(None)) -> float:
         """How far a state lies from the float network, on some patches; see `picture_error`."""
-        return float(picture_error(self._differences(state, places)))
+        errors = [float(picture_error(d)) for d in self._differences(state, places)]
+        return sum(errors) / len(errors)
 
     def measured(self, state: Rounded) -> tuple[float, float]:
         """The error of a state, and its PSNR to the float network in dB."""
-        differences = self._differences(state, None)
-        squares = max(float(differences.square().mean()), 1e-20)
-        return float(picture_error(differences)), -10 * math.log10(squares)
+        differences = self._differences(state)
+        errors = [float(picture_error(d)) for d in differences]
+        squares = max(_mean_square(differences), 1e-20)
+        return sum(errors) / len(errors), -10 * math.log10(squares)
 
     def fit(self, state: Rounded) -> bool:
         """Whether a state is near enough to the float network to be given to anybody."""
-        differences = self._differences(state, None)
-        shift = float(differences.mean(dim=(2, 3)).abs().max()) * LEVELS
-        squares = float(differences.square().mean())
-        return squares <= 10 ** (-LEAST_PSNR / 10) and shift <= LARGEST_SHIFT
+        differences = self._differences(state)
+        shift = LEVELS * max(float(d.mean(dim=(2, 3)).abs().max()) for d in differences)
+        return _mean_square(differences) <= 10 ** (-LEAST_PSNR / 10) and shift <= LARGEST_SHIFT
 
-    def _differences(self, state: Rounded, places: Sequence[int] | None) -> Tensor:
-        chosen = list(range(len(self.held_out)) if places is None else places)
-        found = _run(simulate(state.network, state.plan), self.held_out[chosen])
-        return found.clamp(0, 1) - self.expected[chosen].clamp(0, 1)
+    def _differences(self, state: Rounded, places: slice = slice(None)) -> list[Tensor]:
+        found = _each(simulate(state.network, state.plan), self.measured_on[places])
+        return [
+            one.clamp(0, 1) - other.clamp(0, 1)
+            for one, other in zip(found, self.expected[places], strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,38 +177,64 @@ class Step:
 
 
 def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    network = rounded_weights(state.exact, state.plan, _batch(bench.patches.seen))
-    yield Rounded(network=network, plan=state.plan, exact=state.exact)
+    network = rounded_weights(state.exact, state.plan, bench.shown)
+    yield replace(state, network=network)
 
 
 def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    yield from _evened(state, bench, lambda _passage: True)
-    if HEAD in state.plan.outputs:
-        # What is rounded before an activation, too, may take up more room than it was given.
-        yield from _evened(state, bench, lambda passage: passage.giver != HEAD)
+    # What is rounded before an activation, too, may take up more room than it was given.
+    apart = {HEAD} & state.plan.outputs.keys()
+    state = _evened(state, bench, lambda passage: passage.giver not in apart)
+    yield state
+    if apart:
+        yield _evened(state, bench, lambda passage: passage.giver in apart)
 
 
 def _with_mixed_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    network = mixed(state.exact, state.plan, _batch(bench.patches.seen))
-    left = {HEAD} if _weight(state.exact, HEAD).equal(_weight(bench.exact, HEAD)) else set[str]()
+    network = mixed(state.exact, state.plan, bench.shown)
     # What the mixed channels are like has changed, and with it how far they should become equal.
-    yield from _evened(
-        replace(state, exact=network), bench, lambda passage: passage.giver not in left
-    )
-
-
-def _weight(network: AetherNet, layer: str) -> Tensor:
-    return cast(Tensor, network.get_submodule(layer).weight)
+    others = _moved(state.exact, network)
+    if _moved(bench.exact, state.exact) & {HEAD}:
+        others.add(HEAD)
+    yield _evened(state, bench, lambda passage: passage.giver in others, mixed=network)
 
 
 def _evened(
-    state: Rounded, bench: Workbench, wanted: Callable[[Passage], bool]
-) -> Iterable[Rounded]:
-    batch = _batch(bench.patches.seen)
-    inputs = channels_of_inputs(state.exact, state.plan.inputs, batch)
-    network = migrated(state.exact, inputs, state.plan.target, wanted=wanted)
-    moved = Rounded(network=network, plan=bench.calibrated(network), exact=network)
-    yield from _with_rounded_weights(moved, bench)
+    state: Rounded,
+    bench: Workbench,
+    wanted: Callable[[Passage], bool],
+    *,
+    mixed: AetherNet | None = None,
+) -> Rounded:
+    """The state with even channels, or a network that computes the same with more even ones.
+
+    Layers that this leaves as they were stay rounded as they were.
+    """
+    before = mixed or state.exact
+    inputs = channels_of_inputs(before, state.plan.inputs, bench.shown)
+    exact = migrated(before, inputs, state.plan.target, wanted=wanted)
+    moved = _moved(state.exact, exact)
+    plan = bench.calibrated(state.plan, exact, moved)
+    if state.network is state.exact:  # nothing is rounded yet
+        moved = plan.inputs.keys()
+    network = rounded_weights(exact, plan.only(moved), bench.shown)
+    for name in plan.inputs.keys() - moved:
+        as_before = state.network.get_submodule(name).state_dict()
+        network.get_submodule(name).load_state_dict(as_before)
+    return Rounded(network=network, plan=plan, exact=exact)
+
+
+def _moved(before: AetherNet, after: AetherNet) -> set[str]:
+    """The layers whose weights or biases are others."""
+    layers = layers_of(before)
+    return {
+        name
+        for name, layer in layers_of(after).items()
+        if not all(
+            torch.equal(a, b)
+            for a, b in zip(layer.parameters(), layers[name].parameters(), strict=True)
+        )
+    }
 
 
 def _without_last(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
@@ -203,7 +251,8 @@ class _Course:
     Attributes:
         run: What it makes of what it takes.
         learns: Whether a layer is of this part.
-        share: Of the time.
+        share: Of the time asked for, and at most of what is left.
+        of_rest: Of what is left.
         batch: Pictures at once, which decides the memory.
         rate: Relative to the rates of `distillation`.
     """
@@ -211,28 +260,32 @@ class _Course:
     run: Callable[[AetherNet, Tensor], Tensor]
     learns: Callable[[str], bool]
     share: float
+    of_rest: float
     batch: int
     rate: float
 
     def lessons(self, bench: Workbench, pictures: Sequence[Image]) -> Lessons:
         """What can be learnt from pictures in its share of the time."""
+        began = time.monotonic()
         taken = _batch(pictures)
-        seconds = self.share * bench.seconds
+        most = self.share * bench.seconds
+        left = bench.began + BESIDE + bench.seconds - began
+        seconds = max(min(self.of_rest * left, most), LEAST_SHARE * most)
         return Lessons(
             taken=taken.to(bench.device),
             run=self.run,
             expected=_run(bench.exact, taken).to(bench.device),
-            batches=self._batches(bench, seconds),
+            batches=self._batches(bench, most, taken.shape[-1]),
             batch=self.batch,
             rate=self.rate,
-            seconds=seconds,
+            until=began + seconds,
         )
 
-    def _batches(self, bench: Workbench, seconds: float) -> int:
+    def _batches(self, bench: Workbench, seconds: float, side: int) -> int:
         """How many fit into the time, by what the layers that learn compute."""
         costs = macs_per_pixel(bench.exact)
         macs = sum(macs for name, macs in costs.items() if self.learns(name))
-        macs *= bench.held_out.shape[-1] ** 2
+        macs *= side**2
         most = MOST_PICTURES // self.batch
         return max(min(int(seconds * SPEED / (3 * macs * self.batch)), most), 1)
 
@@ -241,31 +294,35 @@ OF_HEAD: Final = _Course(
     run=of_head,
     learns=lambda layer: layer.startswith(("conv_before_upsample", "upsample", LAST)),
     share=0.5,
+    of_rest=0.5,
     batch=2,
     rate=1.0,
 )
 """Nearest to the picture, where rounding is seen most; without the body a batch takes little."""
 
-OF_ALL: Final = _Course(run=whole, learns=lambda _layer: True, share=0.5, batch=1, rate=0.3)
+OF_ALL: Final = _Course(
+    run=whole, learns=lambda _layer: True, share=0.5, of_rest=1.0, batch=1, rate=0.3
+)
 
 
 def _head_distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    pictures = (*bench.patches.seen, *bench.patches.more)
+    pictures = (*bench.patches.seen, *bench.patches.flat, *bench.patches.more)
     lessons = OF_HEAD.lessons(bench, pictures)
     taken = _given_by_body(simulate(state.network, state.plan), _batch(pictures))
     return _learning(state, bench, replace(lessons, taken=taken.to(bench.device)))
 
 
 def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    return _learning(state, bench, OF_ALL.lessons(bench, bench.patches.seen))
+    pictures = (*bench.patches.seen, *bench.patches.flat)
+    return _learning(state, bench, OF_ALL.lessons(bench, pictures))
 
 
 def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Rounded]:
-    end = time.monotonic() + lessons.seconds
-
     def progress(done: int, total: int, error: float) -> None:
         figure = -10 * math.log10(max(error, 1e-20))
-        bench.told(f"{figure:.1f} dB, {max(end - time.monotonic(), 0):.0f} s left", done, total)
+        bench.told(
+            f"{figure:.1f} dB, {max(lessons.until - time.monotonic(), 0):.0f} s left", done, total
+        )
 
     return distilled(state, lessons, progress)
 
@@ -324,7 +381,7 @@ def without_costly_layers(state: Rounded, bench: Workbench) -> tuple[Rounded, li
     said: list[str] = []
     if bench.fit(state):
         return state, said
-    few = range(0, len(bench.held_out), FEW)
+    few = slice(None, None, FEW)
     errors = {name: bench.error(_only(state, {name}), few) for name in state.plan.inputs}
     for name in sorted(errors, key=lambda name: -errors[name])[:-1]:
         said.append(f"{name} stays float: in int8 it alone costs {loss_of(errors[name]):.2f} dB")
@@ -343,14 +400,29 @@ def _only(state: Rounded, layers: set[str]) -> Rounded:
     return Rounded(network=network, plan=state.plan.only(layers), exact=state.exact)
 
 
+def _mean_square(differences: Sequence[Tensor]) -> float:
+    """Of pictures that count the same, whatever their size."""
+    return sum(float(d.square().mean()) for d in differences) / len(differences)
+
+
+def _tensors(patches: Sequence[Image]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(patch).float() for patch in patches)
+
+
 def _batch(patches: Sequence[Image]) -> Tensor:
     return torch.from_numpy(np.concatenate(patches)).float()
 
 
 def _run(network: AetherNet, batch: Tensor) -> Tensor:
     """What a network makes of pictures, one at a time, which decides the memory."""
+    return torch.cat(_each(network, one_by_one(batch)))
+
+
+def _each(network: AetherNet, pictures: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a network makes of pictures (1, C, H, W)."""
     with torch.inference_mode():
-        return torch.cat([network(channels_last(picture[None])) for picture in batch]).clone()
+        found = [network(channels_last(picture)) for picture in pictures]
+    return tuple(picture.clone() for picture in found)
 
 
 def _given_by_body(network: AetherNet, batch: Tensor) -> Tensor:

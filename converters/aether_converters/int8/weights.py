@@ -3,7 +3,7 @@
 A CPU without VNNI multiplies unsigned by signed bytes two at a time and adds the two in 16 bits,
 which end at 32767: 255 * 127 + 255 * 127 does not fit, and is cut off without a word. Where weights
 are *paired*, no two that are added there have one sign and more than 128 together. Their row has a
-longer step for it, by a tenth in most.
+longer step for it, by a tenth in most. Weights of a training stay as they are, and are unsigned.
 """
 
 from __future__ import annotations
@@ -90,6 +90,17 @@ def quantised_weight(weight: Tensor, *, paired: bool) -> tuple[Tensor, Tensor]:
     else:
         integers = settled(limited(rows / steps[:, None], beside), beside)
     return integers.reshape(weight.shape).to(torch.int8), steps
+
+
+def overflows(integers: Tensor) -> bool:
+    """Whether int8 weights (C_out, C_in, ...) are more than 16 bits hold where they are added."""
+    rows = integers.int().flatten(1)
+    return bool((_sums(rows, neighbours(integers.shape)) > PAIR_LIMIT).any())
+
+
+def unsigned(integers: Tensor) -> Tensor:
+    """int8 weights as uint8 around 128, for which kernels add in 32 bits, and take longer."""
+    return (integers.int() + 128).to(torch.uint8)
 
 
 def _sums(rows: Tensor, beside: Tensor) -> Tensor:
