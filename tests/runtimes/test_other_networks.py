@@ -78,7 +78,7 @@ def test_tiles_give_what_spandrel_gives_for_the_whole_picture(name: str, tmp_pat
     plan = plan_tiles(upscaler, 123, 145, tile=2 * upscaler.receptive_radius + 20)
     assert len(plan) >= 4
     found = upscale_image(upscaler, picture, plan)
-    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found - expected).max() < 2e-4
     whole = upscale_image(upscaler, picture, plan_tiles(upscaler, 123, 145))
     assert np.abs(whole - expected).max() < 1e-6
 

@@ -294,7 +294,8 @@ def join_skip(network: nn.Module, plan: QuantisationPlan, source: AetherNet) -> 
         seen["features"] = output
 
     def exchange(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        skip = F.conv2d(seen.pop("picture"), of_skip, cast(Tensor, first.bias), padding=1)
+        weight = of_skip.to(output.device)
+        skip = F.conv2d(seen.pop("picture"), weight, cast(Tensor, first.bias), padding=1)
         return output + (skip - seen.pop("features"))
 
     first.register_forward_pre_hook(note_picture)
