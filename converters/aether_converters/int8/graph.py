@@ -39,6 +39,7 @@ from aether_converters.int8.weights import overflows, quantised_weight, unsigned
 TO_CHANNELS_LAST: Final = [0, 2, 3, 1]
 TO_CHANNELS_FIRST: Final = [0, 3, 1, 2]
 CHANNEL_BLOCK: Final = 16  # channels of which onnxruntime's integer kernels give as many at a time
+GROUP: Final = 4  # channels that they take at a time
 RESULT_OF_MAIN: Final = f".{MAIN}.out"
 RESULT_OF_SUM: Final = f"{SUM}.out"
 AXES_CHANNELS_LAST: Final = {0: 0, 1: 3, 2: 1, 3: 2}
@@ -416,17 +417,22 @@ class _CpuWriter(_Writer):
     def _with_picture(self, node: NodeProto, body: _Integers) -> _Integers:
         """What the layer `SUM` takes, and the picture, of which it makes the skip.
 
-        Twice, each with half of the weights, so that no two of them are too large together.
+        More than once, each with its part of the weights, so that no two are too large together,
+        and as often as makes groups of channels whole.
         """
         first = next(node for node in self.source if node.name == FIRST)
         weight, bias = (self.constants[name] for name in first.input[1:])
         grid, (_, steps) = self.plan.inputs[SUM], self.quantised(node)
         integers = skip_integers(weight, steps, grid, self.plan.target)
-        self._skip = torch.cat([(integers / 2).ceil(), (integers / 2).floor()], dim=1)
+        taken, colours = self.constants[node.input[1]].shape[1], integers.shape[1]
+        copies = next(n for n in range(2, 6) if n == 5 or (taken + n * colours) % GROUP == 0)
+        parts = [((integers + part) / copies).floor() for part in range(copies)]
+        self._skip = torch.cat(parts, dim=1)
         self.constants[node.input[2]] = self.constants[node.input[2]] + bias
         picture = self.integers(self.names[first.input[0]], PICTURE[self.plan.target])
-        parts = [body.values, picture.values, picture.values]
-        return replace(body, values=self.graph.add("Concat", parts, f"{SUM}.taken", axis=1))
+        taken_from = [body.values, *[picture.values] * copies]
+        values = self.graph.add("Concat", taken_from, f"{SUM}.taken", axis=1)
+        return replace(body, values=values)
 
     def quantised(self, node: NodeProto) -> tuple[Tensor, Tensor]:
         """A layer's 8-bit weights, with those of the skip where it has them, and their steps."""
