@@ -540,6 +540,10 @@ def test_a_tuned_checkpoint_serves_the_other_target_and_one_size(tmp_path: Path)
         "[]",
         '{"target": "gpu", "inputs": {}, "outputs": {}, "activations": {}}',
         '{"target": "cpu", "inputs": {"x": [1, 0, true]}, "outputs": {}, "activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_after_body": [1, 128, false]}, "outputs": {}, '
+        '"activations": {}, "joined": [1, 300, false, 2]}',
+        '{"target": "tensorrt", "inputs": {"conv_after_body": [1, 0, true]}, "outputs": {}, '
+        '"activations": {}, "joined": [1, 0, true, 1]}',
         '{"target": "cpu", "inputs": {"conv_last": [-1, 0, true]}, "outputs": {}, '
         '"activations": {}}',
         '{"target": "cpu", "inputs": {"conv_last": [1, 900, true]}, "outputs": {}, '

@@ -166,7 +166,7 @@ def calibrate(
     grids = {**known, **grids}
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
-    if joins and not _skip_fits(network, grids[Point(SUM, "input")], target):
+    if joins and not _skip_fits(network, grids[Point(SUM, "input")]):
         return calibrate(network, target, layers, patches, method=method, joined=False, known=known)
     if FIRST not in learnt and has_picture_grid(network.config):
         grids[Point(FIRST, "input")] = PICTURE[target]
@@ -198,13 +198,13 @@ def _grids(config: AetherConfig, target: Target, *, joins: bool) -> Grids:
     return grid
 
 
-def _skip_fits(network: AetherNet, taken: Grid, target: Target) -> bool:
+def _skip_fits(network: AetherNet, taken: Grid) -> bool:
     """Whether the weights of the skip are integers of 8 bits beside those of the body."""
     first, weight = (
         cast(Tensor, network.get_submodule(name).weight).detach() for name in (FIRST, SUM)
     )
     _, steps = quantised_weight(weight, paired=True)
-    return float(skip_integers(first, steps, taken, target).abs().max()) <= ROOM * WEIGHT_LIMIT
+    return float(skip_integers(first, steps, taken).abs().max()) <= ROOM * WEIGHT_LIMIT
 
 
 def _range(statistics: _Statistics, method: Method) -> tuple[float, float]:

@@ -423,9 +423,8 @@ class _CpuWriter(_Writer):
         first = next(node for node in self.source if node.name == FIRST)
         weight, bias = (self.constants[name] for name in first.input[1:])
         grid, (_, steps) = self.plan.inputs[SUM], self.quantised(node)
-        integers = skip_integers(weight, steps, grid, self.plan.target)
-        taken, colours = self.constants[node.input[1]].shape[1], integers.shape[1]
-        copies = next(n for n in range(2, 6) if n == 5 or (taken + n * colours) % GROUP == 0)
+        integers = skip_integers(weight, steps, grid)
+        copies = 2 if self.constants[node.input[1]].shape[1] % GROUP else 4  # of 3 colours
         parts = [((integers + part) / copies).floor() for part in range(copies)]
         self._skip = torch.cat(parts, dim=1)
         self.constants[node.input[2]] = self.constants[node.input[2]] + bias

@@ -81,8 +81,9 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     unknown |= grids["activations"].keys() - parts
     if unknown or not grids["inputs"]:
         raise ValueError(f"no layer {min(unknown, default='in int8')}")
-    joined = said.get("joined")
-    if joined and not (target == "cpu" and SUM in grids["inputs"] and can_join(recentred(network))):
+    joined = _grid(*said["joined"]) if said.get("joined") else None
+    can = target == "cpu" and SUM in grids["inputs"] and can_join(recentred(network))
+    if joined is not None and not (can and joined.pieces == 1):
         raise ValueError(f"nothing can be joined in {SUM}")
     return QuantisationPlan(
         target=target,
@@ -90,7 +91,7 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
         outputs=grids["outputs"],
         activations=grids["activations"],
         trained=frozenset(said.get("trained", ())) & grids["inputs"].keys(),
-        joined=_grid(*joined) if joined else None,
+        joined=joined,
     )
 
 

@@ -251,7 +251,7 @@ def _bias(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.bias)
 
 
-def skip_integers(first: Tensor, steps: Tensor, taken: Grid, target: Target) -> Tensor:
+def skip_integers(first: Tensor, steps: Tensor, taken: Grid) -> Tensor:
     """The first layer's weights as integers among those of the layer `SUM`, (C, 3, 3, 3).
 
     What it takes has the picture's steps there, and its weights the steps of that layer's rows.
@@ -261,9 +261,8 @@ def skip_integers(first: Tensor, steps: Tensor, taken: Grid, target: Target) -> 
         first: Weights (C, 3, 3, 3).
         steps: (C), of the weights of `SUM`.
         taken: What `SUM` takes is rounded to.
-        target: Who will run it.
     """
-    of_rows = steps * (taken.scale / PICTURE[target].scale)
+    of_rows = steps * (taken.scale / PICTURE["cpu"].scale)
     sums = (first / of_rows[:, None, None, None]).flatten(2).cumsum(dim=2).round()
     integers = sums.diff(dim=2, prepend=torch.zeros_like(sums[:, :, :1])).reshape(first.shape)
     return integers.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
@@ -283,7 +282,7 @@ def join_skip(network: nn.Module, plan: QuantisationPlan, source: AetherNet) -> 
     )
     taken, picture = plan.inputs[SUM], PICTURE[plan.target]
     _, steps = quantised_weight(weight, paired=plan.pairs(SUM, weight))
-    integers = skip_integers(of_first, steps, taken, plan.target)
+    integers = skip_integers(of_first, steps, taken)
     of_skip = integers * (steps * (taken.scale / picture.scale))[:, None, None, None]
     seen: dict[str, Tensor] = {}
 
@@ -369,11 +368,14 @@ def output_layers(network: AetherNet, layers: Collection[str]) -> list[str]:
 
 
 def can_join(network: AetherNet) -> bool:
-    """Whether the layer `SUM` could give what the head takes; see `QuantisationPlan.joined`."""
-    mean = network.mean
-    recentred_once = not isinstance(mean, Tensor) and abs(mean - 128 / LEVELS) < 1 / LEVELS / 4
-    has_grid = has_picture_grid(network.config) and recentred_once
-    return has_grid and network.config.body_order == "norm-conv-add"
+    """Whether the layer `SUM` could give what the head takes; see `QuantisationPlan.joined`.
+
+    An odd number of channels would move the neighbours of weights that are paired.
+    """
+    config, mean = network.config, network.mean
+    on_grid = not isinstance(mean, Tensor) and abs(mean - 128 / LEVELS) < 1 / LEVELS / 4
+    even = config.embed_dim % 2 == 0
+    return has_picture_grid(config) and on_grid and even and config.body_order == "norm-conv-add"
 
 
 def shuffled_into(config: AetherConfig) -> dict[str, str]:

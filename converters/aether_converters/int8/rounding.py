@@ -167,13 +167,13 @@ def _compensated(
     order, factor = _order_and_factor(covariance)
     columns = order[:, None].expand_as(weight)
     left, rounded = weight.gather(2, columns), torch.empty_like(weight)
-    partners = _partners(order[0], beside)
+    partners = _partners(order[0], beside)  # layers whose weights are paired are of one group
+    limits = torch.full_like(steps, WEIGHT_LIMIT)
     for block in _blocks(weight.shape[2]):
         errors: list[Tensor] = []
         for column in range(block.start, block.stop):
             value = left[:, :, column : column + 1]
-            low = torch.full_like(steps, -WEIGHT_LIMIT)
-            high = -low
+            low, high = -limits, limits
             if partners[column] < column:
                 partner = (rounded[:, :, partners[column], None] / steps).round()
                 low = torch.maximum(low, -PAIR_LIMIT - partner.clamp(max=0))
