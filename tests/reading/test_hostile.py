@@ -216,6 +216,7 @@ def test_time_is_measured(
     monkeypatch.setattr(aether_spandrel, "inspect", slow, raising=False)
     monkeypatch.setattr(aether_spandrel, "load", slow, raising=False)
     monkeypatch.setattr(hostile_files, "PATIENCE", patience)
+    monkeypatch.setattr(hostile_files, "slowness", lambda: 1.0)  # a second is one anywhere
     with pytest.raises(ViolationError, match=told):
         watched(tmp_path / "a.pth")
 
