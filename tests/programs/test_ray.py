@@ -33,6 +33,7 @@ if sys.platform != "linux":
 
 EXAMPLE = Path(upscale_on_ray.__file__)
 PICTURES = 96
+PATIENCE = 300  # seconds; a node is missed after some, and machines may have other work
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def test_every_picture_is_there_once_and_whole_though_a_node_is_killed(
         time.sleep(0.01)
     nodes.kill_second()
     assert len(results(folder)) < PICTURES
-    out, errors = run.communicate(timeout=60)
+    out, errors = run.communicate(timeout=PATIENCE)
     assert run.returncode == 1, errors  # for the damaged one
     assert "broken.png: failed" in errors
     names = [path.name for path in results(folder)]
@@ -131,7 +132,7 @@ def test_every_picture_is_there_once_and_whole_though_a_node_is_killed(
 
     (folder / "photos" / "broken.png").unlink()
     again = started(folder, nodes.address)
-    out, errors = again.communicate(timeout=60)
+    out, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
     assert f"\n{PICTURES} pictures: 0 written, {PICTURES} skipped, 0 failed\n" in out
 
