@@ -125,6 +125,7 @@ def calibrate(
     method: Method = "mse",
     trained: Mapping[str, float] | None = None,
     joined: bool = True,
+    cut: bool = False,
     known: Known = NOTHING,
 ) -> QuantisationPlan:
     """Find a grid for everything that `layers` round.
@@ -143,6 +144,7 @@ def calibrate(
         method: How a range follows from the values met.
         trained: Largest absolute value by layer, from quantisation-aware training.
         joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.
+        cut: Whether what a LeakyReLU leaves of values below 0 is rounded to 0: see `Moments`.
         known: Grids that need not be found.
     """
     learnt = {name: amax for name, amax in (trained or {}).items() if name in layers}
@@ -159,15 +161,23 @@ def calibrate(
             for name in rounded
             if name.endswith(f".{MAIN}")
         ]
-    grid = _grids(network.config, target, joins=joins)
-    sought = [point for point in (*inputs, *others) if point not in known]
-    found = _statistics(network, pictures, sought, grid, method)
+    behind = [Point(name, "input") for name in shifted_layers(network.config) if name in layers]
+    given = Point(HEAD, "output")
+    from_zero = {given, *behind} if cut and not learnt else set[Point]()
+    grid = _grids(network.config, target, joins=joins, from_zero=from_zero)
+    passed_on = from_zero - {given} if given in others else set[Point]()
+    sought = [point for point in (*inputs, *others) if point not in {*known, *passed_on}]
+    found = _statistics(network, pictures, sought, grid, method, from_zero)
     grids = {point: grid(point, *_range(seen, method)) for point, seen in found.items()}
     grids = {**known, **grids}
+    for point in passed_on:  # what is not below 0 passes a LeakyReLU as it is
+        grids[point] = grids[given]
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
     if joins and not _skip_fits(network, grids[Point(SUM, "input")]):
-        return calibrate(network, target, layers, patches, method=method, joined=False, known=known)
+        return calibrate(
+            network, target, layers, patches, method=method, joined=False, cut=cut, known=known
+        )
     if FIRST not in learnt and has_picture_grid(network.config):
         grids[Point(FIRST, "input")] = PICTURE[target]
     straight = shuffled_into(network.config) if target == "cpu" else {}
@@ -187,12 +197,16 @@ def calibrate(
     )
 
 
-def _grids(config: AetherConfig, target: Target, *, joins: bool) -> Grids:
+def _grids(
+    config: AetherConfig, target: Target, *, joins: bool, from_zero: AbstractSet[Point]
+) -> Grids:
     shifted = [Point(name, "input") for name in shifted_layers(config)]
 
     def grid(point: Point, low: float, high: float) -> Grid:
         if joins and point == Point(SUM, "input"):  # the picture has its 0 in the middle
             return symmetric_grid(max(abs(low), abs(high)), signed=False)
+        if point in from_zero:
+            low = 0.0
         return grid_for(low, high, target, shifted=point in shifted)
 
     return grid
@@ -227,13 +241,15 @@ def _statistics(
     points: Collection[Point],
     grids: Grids,
     method: Method,
+    from_zero: AbstractSet[Point] = frozenset(),
 ) -> dict[Point, _Statistics]:
     """What the network's tensors are like; in two runs, for the second needs their extremes."""
     found: dict[Point, _Statistics] = {}
 
     def extremes(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
         low, high = (float(end) for end in torch.aminmax(x))
-        ends = EACH_END if isinstance(result, nn.LeakyReLU) else BOTH_ENDS
+        each_end = isinstance(result, nn.LeakyReLU) and point not in from_zero
+        ends = EACH_END if each_end else BOTH_ENDS
         seen = found.setdefault(
             point, _Statistics(low, high, torch.zeros(BINS), ends, torch.zeros(len(ends)))
         )
@@ -245,7 +261,7 @@ def _statistics(
 
     def errors(point: Point, x: Tensor, result: Callable[[Tensor], Tensor]) -> None:
         seen = found[point]
-        exact = result(x)
+        exact = result(x.clamp(min=0) if point in from_zero else x)
         for index, (of_low, of_high) in enumerate(seen.ends):
             if seen.errors[index].isinf():
                 break

@@ -33,6 +33,7 @@ from aether_converters.int8.plan import (
     QuantisationPlan,
     Target,
     skip_integers,
+    starts_at_zero,
 )
 from aether_converters.int8.weights import overflows, quantised_weight, unsigned
 
@@ -328,6 +329,9 @@ class _CpuWriter(_Writer):
 
     def pointwise(self, node: NodeProto) -> str:
         """An operator on each value, in the order in which its inputs lie."""
+        given = self.plan.outputs.get(node.input[0].removesuffix(".out"))
+        if node.op_type == "LeakyRelu" and given is not None and starts_at_zero(given):
+            return self.names[node.input[0]]  # there is nothing below 0
         last = any(self.names.get(name) in self.channels_last for name in node.input)
         names = [self.operand(name, last) for name in node.input]
         gate = self._gate_grid(node)

@@ -89,6 +89,11 @@ def grid_for(low: float, high: float, target: Target, *, shifted: bool = False) 
     return spanning_grid(low, high, signed=target == "tensorrt")
 
 
+def starts_at_zero(grid: Grid) -> bool:
+    """Whether a grid has no value below 0."""
+    return grid.zero_point == grid.limits[0]
+
+
 def shifted_layers(config: AetherConfig) -> tuple[str, ...]:
     """The layers whose input has a zero point for TensorRT, too, where 0 is in the middle else.
 
@@ -149,6 +154,11 @@ class QuantisationPlan:
             trained=self.trained & frozenset(layers),
             joined=self.joined if SUM in layers else None,
         )
+
+    def cuts(self, config: AetherConfig) -> bool:
+        """Whether what a LeakyReLU leaves of values below 0 is rounded to 0."""
+        behind = [self.inputs[name] for name in shifted_layers(config) if name in self.inputs]
+        return any(map(starts_at_zero, behind))
 
     def pairs(self, layer: str, weight: Tensor) -> bool:
         """Whether the weights of a layer are paired; see `weights`.

@@ -148,7 +148,8 @@ def quantise_network(
     if kept is not None and kept.target == target:
         plan, notes = kept.only(set(layers)), []
     else:
-        plan, notes = _planned(network, source, layers, desk)
+        cut = kept is not None and kept.cuts(network.config)
+        plan, notes = _planned(network, source, layers, desk, cut=cut)
     costs: dict[str, Cost] = {}
     if measured:
         every = chosen_layers(network, target, everything=True)
@@ -196,11 +197,22 @@ class _Desk:
         return (*self.patches.seen[:MEASURED], *self.patches.flat[:MEASURED])
 
     def planned(
-        self, network: AetherNet, layers: Sequence[str], trained: Mapping[str, float]
+        self,
+        network: AetherNet,
+        layers: Sequence[str],
+        trained: Mapping[str, float],
+        *,
+        cut: bool = False,
     ) -> QuantisationPlan:
         """The plan of a network with these layers in int8."""
         plan = calibrate(
-            network, self.target, layers, self.patches.shown, method=self.method, trained=trained
+            network,
+            self.target,
+            layers,
+            self.patches.shown,
+            method=self.method,
+            trained=trained,
+            cut=cut,
         )
         parts = [patch[:, :, :PART, :PART] for patch in self.measured]
         return without_costly_products(network, plan, parts)
@@ -222,16 +234,17 @@ class _Desk:
             self.patches.shown,
             method=self.method,
             joined=before.joined is not None,
+            cut=before.cuts(network.config),
             known=unmoved(before, moved),
         )
         return plan.with_products(before.activations)
 
 
 def _planned(
-    network: AetherNet, source: Network, layers: Sequence[str], desk: _Desk
+    network: AetherNet, source: Network, layers: Sequence[str], desk: _Desk, *, cut: bool
 ) -> tuple[QuantisationPlan, list[str]]:
     """The calibrated plan, with ranges of the training where they fit, and what to say of it."""
-    plan = desk.planned(network, layers, source.ranges.usable)
+    plan = desk.planned(network, layers, source.ranges.usable, cut=cut)
     if plan.trained and not source.ranges.of_inputs:
         calibrated = desk.planned(network, layers, {})
         lost, least = (plan_error(network, p, desk.measured) for p in (plan, calibrated))

@@ -10,7 +10,7 @@ takes one run of the network and a Cholesky decomposition a layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aether_converters.int8.inputs import Pictures, watch_inputs
-from aether_converters.int8.plan import QuantisationPlan
+from aether_converters.int8.plan import QuantisationPlan, shifted_layers, starts_at_zero
 from aether_converters.int8.weights import (
     PAIR_LIMIT,
     WEIGHT_LIMIT,
@@ -45,10 +45,20 @@ class Moments:
         second: (groups, K + 1, K + 1), the mean products of the K rounded inputs of an output and
             of 1, so that its last row holds their means.
         exact: (groups, K), the means before rounding.
+        crossed: (groups, K, K), the mean products of inputs before and after rounding, where all
+            below 0 is rounded to 0.
     """
 
     second: Tensor
     exact: Tensor
+    crossed: Tensor | None = None
+
+    def __add__(self, other: Moments) -> Moments:
+        """Sums of both."""
+        crossed = self.crossed
+        if crossed is not None and other.crossed is not None:
+            crossed = crossed + other.crossed
+        return Moments(self.second + other.second, self.exact + other.exact, crossed)
 
 
 @torch.no_grad()
@@ -70,13 +80,30 @@ def rounded_weights(network: AetherNet, plan: QuantisationPlan, pictures: Pictur
         means = moments.second[:, -1, :-1]
         covariance = moments.second[:, :-1, :-1] - means[:, :, None] * means[:, None]
         weight = layer.weight.detach().reshape(groups, -1, size)
+        wanted = weight
+        if moments.crossed is not None:
+            crossed = moments.crossed - moments.exact[:, :, None] * means[:, None]
+            wanted = _without_what_is_cut(weight, crossed, covariance)
         paired = plan.pairs(name, layer.weight)
         beside = neighbours(layer.weight.shape) if paired else None
-        found = rounded_rows(weight, covariance, beside)
+        found = rounded_rows(wanted, covariance, beside)
         kept = weight @ moments.exact[:, :, None] - found @ means[:, :, None]
         layer.weight = nn.Parameter(found.reshape(layer.weight.shape), requires_grad=False)
         cast(Tensor, layer.bias).add_(kept.flatten())
     return rounded
+
+
+def _without_what_is_cut(weight: Tensor, crossed: Tensor, covariance: Tensor) -> Tensor:
+    """Weights that make of what is left of a layer's inputs most of what they made of all.
+
+    What is below 0 goes along with what is above it in other channels and places, so the others
+    can stand for it: it is a regression, of what the layer gave on what it now takes.
+    """
+    damping = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    damped = covariance + damping * torch.eye(covariance.shape[1])
+    given = weight.double() @ (crossed - covariance).double()
+    solve = cast("Callable[..., Tensor]", torch.linalg.solve)
+    return weight + solve(damped.double(), given, left=False).float()
 
 
 @torch.no_grad()
@@ -85,28 +112,32 @@ def input_moments(
 ) -> dict[str, Moments]:
     """By layer of a plan, what its input is like in the float network."""
     found: dict[str, Moments] = {}
-    watch_inputs(network, pictures, {name: _summing(found, name, plan) for name in plan.inputs})
+    behind = shifted_layers(network.config)
+    watchers = {name: _summing(found, name, plan, behind) for name in plan.inputs}
+    watch_inputs(network, pictures, watchers)
     return {
         name: Moments(
             second=sums.second / sums.second[:, -1:, -1:],
             exact=sums.exact / sums.second[:, -1, -1:],
+            crossed=None if sums.crossed is None else sums.crossed / sums.second[:, -1:, -1:],
         )
         for name, sums in found.items()
     }
 
 
 def _summing(
-    found: dict[str, Moments], name: str, plan: QuantisationPlan
+    found: dict[str, Moments], name: str, plan: QuantisationPlan, behind: Sequence[str]
 ) -> Callable[[nn.Module, Tensor], None]:
     grid = plan.inputs[name]
+    cut = name in behind and starts_at_zero(grid)
 
     def noted(layer: nn.Module, x: Tensor) -> None:
         exact = met_inputs(layer, x)
         rows = F.pad(met_inputs(layer, grid.rounded(x)), (0, 1), value=1.0)
-        second, sums = rows.transpose(1, 2) @ rows, exact.sum(dim=1)
-        if name in found:
-            second, sums = found[name].second + second, found[name].exact + sums
-        found[name] = Moments(second=second, exact=sums)
+        sums = Moments(second=rows.transpose(1, 2) @ rows, exact=exact.sum(dim=1))
+        if cut:
+            sums.crossed = exact.transpose(1, 2) @ rows[:, :, :-1]
+        found[name] = sums + found[name] if name in found else sums
 
     return noted
 

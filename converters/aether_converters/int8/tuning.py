@@ -36,7 +36,9 @@ from aether_converters.int8.plan import (
     LEVELS,
     QuantisationPlan,
     layers_of,
+    shifted_layers,
     simulate,
+    spanning_grid,
 )
 from aether_converters.int8.rounding import rounded_weights
 from aether_converters.int8.sensitivity import macs_per_pixel
@@ -181,6 +183,18 @@ def _with_rounded_weights(state: Rounded, bench: Workbench) -> Iterable[Rounded]
     yield replace(state, network=network)
 
 
+def _with_activation_cut(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    """Nothing below 0 behind a LeakyReLU: a hundredth of what was there, and most of the values."""
+    behind = {name for name in shifted_layers(state.network.config) if name in state.plan.inputs}
+    if behind:
+        from_zero = spanning_grid(0, 1, signed=state.plan.target == "tensorrt")
+        inputs = {**state.plan.inputs, **dict.fromkeys(behind, from_zero)}
+        before = replace(state.plan, inputs=inputs)
+        moved = behind | {HEAD} & state.plan.inputs.keys()
+        plan = bench.calibrated(before, state.exact, moved)
+        yield _rounded_anew(state, bench, plan, state.exact, moved)
+
+
 def _with_even_channels(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     # What is rounded before an activation, too, may take up more room than it was given.
     apart = {HEAD} & state.plan.outputs.keys()
@@ -215,6 +229,17 @@ def _evened(
     exact = migrated(before, inputs, state.plan.target, wanted=wanted)
     moved = _moved(state.exact, exact)
     plan = bench.calibrated(state.plan, exact, moved)
+    return _rounded_anew(state, bench, plan, exact, moved)
+
+
+def _rounded_anew(
+    state: Rounded,
+    bench: Workbench,
+    plan: QuantisationPlan,
+    exact: AetherNet,
+    moved: AbstractSet[str],
+) -> Rounded:
+    """The state with another plan, the layers that have moved rounded anew."""
     if state.network is state.exact:  # nothing is rounded yet
         moved = plan.inputs.keys()
     network = rounded_weights(exact, plan.only(moved), bench.shown)
@@ -329,6 +354,7 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
+    Step(name="activation cut at 0", states=_with_activation_cut),
     Step(name="even channels", states=_with_even_channels),
     Step(name="mixed channels", states=_with_mixed_channels),
     Step(name="last layer in float", states=_without_last, worth=10**-0.1),
