@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aether_converters import convert, verify
+from aether_converters.int8 import rounding
 from aether_converters.int8.calibration import calibrate, unmoved
 from aether_converters.int8.distillation import Lessons, Rounded, distilled, of_head, whole
 from aether_converters.int8.migration import (
@@ -36,6 +37,7 @@ from aether_converters.int8.plan import (
     Target,
     chosen_layers,
     recentred,
+    shifted_layers,
     simulate,
     spanning_grid,
 )
@@ -72,9 +74,9 @@ def patches(channels: int = 3, side: int = 32) -> Patches:
     return Patches(seen=tuple(drawn[:4]), held_out=tuple(drawn[4:]))
 
 
-def planned(made: AetherNet, target: Target) -> QuantisationPlan:
+def planned(made: AetherNet, target: Target, *, cut: bool = False) -> QuantisationPlan:
     layers = chosen_layers(made, target)
-    return calibrate(made, target, layers, patches(made.config.in_chans).seen)
+    return calibrate(made, target, layers, patches(made.config.in_chans).seen, cut=cut)
 
 
 def batch(pictures: Any) -> Tensor:
@@ -247,6 +249,58 @@ def test_rounded_weights_are_found_again_from_themselves(everything: bool):
         torch.testing.assert_close(again, weight, atol=0, rtol=1e-6)
 
 
+# What lies below 0
+
+
+def dark() -> AetherNet:
+    """A network of whose head's first results most lie below 0, as those of trained ones do."""
+    made = network()
+    first = cast(nn.Conv2d, made.get_submodule(HEAD))
+    given: list[Tensor] = []
+    hook = first.register_forward_hook(lambda _layer, _inputs, x: given.append(cast(Tensor, x)))
+    run(made, batch(patches().seen))
+    hook.remove()
+    with torch.no_grad():
+        by_channel = given[0].transpose(0, 1).flatten(1)
+        cast(Tensor, first.bias).sub_(by_channel.quantile(0.85, dim=1))
+    return made
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_cut_off_below_0_others_stand_for(target: Target, monkeypatch: pytest.MonkeyPatch):
+    made, (behind,) = dark(), shifted_layers(network().config)
+    plan = planned(made, target, cut=True).only([behind])
+    assert plan.inputs[behind].zero_point == plan.inputs[behind].limits[0]
+    seen, unseen = batch(patches().seen), batch(patches().held_out)
+
+    def error() -> float:
+        rounded = simulate(rounded_weights(made, plan, seen), plan)
+        return float((run(rounded, unseen) - run(made, unseen)).square().mean())
+
+    compensated = error()
+    monkeypatch.setattr(rounding, "shifted_layers", lambda _config: ())  # nothing to stand for
+    assert compensated < 0.8 * error()
+
+
+def test_what_is_not_below_0_is_rounded_once_for_a_cpu():
+    plan = planned(dark(), "cpu", cut=True)
+    (behind,) = shifted_layers(network().config)
+    assert plan.outputs[HEAD] == plan.inputs[behind]
+    assert plan.outputs[HEAD].zero_point == 0
+
+
+def test_the_cut_is_kept_when_channels_move_and_for_the_other_target(tmp_path: Path):
+    model = tmp_path / "dark.pth"
+    torch.save(dark().state_dict(), model)
+    options = Int8Options(targets=("cpu",), tune=0.1)
+    (made,) = convert(model, tmp_path, to=["pth"], precision=["int8"], int8=options).artefacts
+    assert "activation cut at 0" in str(made.details["tuning"])
+    kept = read_source(made.path)
+    for target in TARGETS:
+        found = quantise_network(kept.network, target, UNTUNED, metadata=kept.checkpoint.metadata)
+        assert found.plan.cuts(found.network.config), target
+
+
 # Learning from the float network
 
 
@@ -352,7 +406,7 @@ def bench_of(
         everything=everything,
         exact=made,
         patches=patches(made.config.in_chans),
-        calibrated=lambda _before, made, _moved: planned(made, target),
+        calibrated=lambda before, made, _moved: planned(made, target, cut=before.cuts(made.config)),
         seconds=1.0,
         told=told,
     )

@@ -211,3 +211,20 @@ def test_a_sum_is_joined_without_the_head_and_not_without_its_layer(left: tuple[
     found = run(written(network, some), picture, optimised=False)
     noise = (expected - exact).abs().mean()
     assert (found - expected).abs().mean() < 0.1 * noise
+
+
+# Nothing below 0 behind the head's activation
+
+
+def test_an_activation_that_does_nothing_more_is_not_written():
+    network, plan = planned(2)
+    cut = calibrate(network, "cpu", [*plan.inputs], built_in_patches(3, 4, 32), cut=True)
+    operators = [
+        {node.op_type for node in written(network, each).graph.node} for each in (plan, cut)
+    ]
+    assert operators[0] - operators[1] == {"LeakyRelu"}
+    picture = torch.from_numpy(built_in_patches(3, 1, 40)[0])
+    with torch.inference_mode():
+        expected, exact = simulate(network, cut)(picture), network(picture).clamp(0, 1)
+    found = run(written(network, cut), picture, optimised=False)
+    assert (found - expected).abs().mean() < 0.1 * (expected - exact).abs().mean()
