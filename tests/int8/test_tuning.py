@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aether_converters import convert, verify
 from aether_converters.int8 import rounding
-from aether_converters.int8.calibration import calibrate, unmoved
+from aether_converters.int8.calibration import Form, calibrate, unmoved
 from aether_converters.int8.distillation import Lessons, Rounded, distilled, of_head, whole
 from aether_converters.int8.migration import (
     STRENGTHS,
@@ -47,7 +47,7 @@ from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
 from aether_converters.int8.weights import quantised_weight
 from aether_converters.runtimes.upscaler import Image as Picture
 from aether_converters.source import read_source
-from aether_core import AetherNet
+from aether_core import AetherConfig, AetherNet
 from aether_spandrel.errors import CheckpointError
 from tests.support.published import draw
 from tests.support.tiny import tiny
@@ -76,7 +76,7 @@ def patches(channels: int = 3, side: int = 32) -> Patches:
 
 def planned(made: AetherNet, target: Target, *, cut: bool = False) -> QuantisationPlan:
     layers = chosen_layers(made, target)
-    return calibrate(made, target, layers, patches(made.config.in_chans).seen, cut=cut)
+    return calibrate(made, target, layers, patches(made.config.in_chans).seen, form=Form(cut=cut))
 
 
 def batch(pictures: Any) -> Tensor:
@@ -277,8 +277,11 @@ def test_what_is_cut_off_below_0_others_stand_for(target: Target, monkeypatch: p
         rounded = simulate(rounded_weights(made, plan, seen), plan)
         return float((run(rounded, unseen) - run(made, unseen)).square().mean())
 
+    def none(_config: AetherConfig) -> tuple[str, ...]:
+        return ()
+
     compensated = error()
-    monkeypatch.setattr(rounding, "shifted_layers", lambda _config: ())  # nothing to stand for
+    monkeypatch.setattr(rounding, "shifted_layers", none)  # nothing to stand for
     assert compensated < 0.8 * error()
 
 

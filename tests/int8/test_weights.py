@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from aether_converters.graphs.onnx_graph import build_onnx
-from aether_converters.int8.calibration import calibrate
+from aether_converters.int8.calibration import Form, calibrate
 from aether_converters.int8.graph import quantise
 from aether_converters.int8.patches import built_in_patches
 from aether_converters.int8.plan import (
@@ -180,7 +180,9 @@ def test_the_joined_skip_is_simulated_as_it_is_written():
     picture = torch.from_numpy(built_in_patches(3, 1, 40)[0])
     with torch.inference_mode():
         expected, exact = simulate(network, plan)(picture), network(picture).clamp(0, 1)
-        apart = calibrate(network, "cpu", [*plan.inputs], built_in_patches(3, 4, 32), joined=False)
+        apart = calibrate(
+            network, "cpu", [*plan.inputs], built_in_patches(3, 4, 32), form=Form(joined=False)
+        )
         twice = simulate(network, apart)(picture)
     found = run(written(network, plan), picture, optimised=False)
     # A sum that is rounded the other way moves one value by one step.
@@ -218,7 +220,7 @@ def test_a_sum_is_joined_without_the_head_and_not_without_its_layer(left: tuple[
 
 def test_an_activation_that_does_nothing_more_is_not_written():
     network, plan = planned(2)
-    cut = calibrate(network, "cpu", [*plan.inputs], built_in_patches(3, 4, 32), cut=True)
+    cut = calibrate(network, "cpu", [*plan.inputs], built_in_patches(3, 4, 32), form=Form(cut=True))
     operators = [
         {node.op_type for node in written(network, each).graph.node} for each in (plan, cut)
     ]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, cast, get_args
 
 import torch
@@ -72,6 +72,21 @@ class Point:
     place: Literal["input", "output", "activation"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """In which of two forms a network's head is rounded.
+
+    Attributes:
+        joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.
+        cut: Whether what a LeakyReLU leaves of values below 0 is rounded to 0: see `Moments`.
+    """
+
+    joined: bool = True
+    cut: bool = False
+
+
+DEFAULT_FORM: Final = Form()
+
 Known = Mapping[Point, Grid]
 NOTHING: Final[Known] = {}
 
@@ -124,8 +139,7 @@ def calibrate(
     *,
     method: Method = "mse",
     trained: Mapping[str, float] | None = None,
-    joined: bool = True,
-    cut: bool = False,
+    form: Form = DEFAULT_FORM,
     known: Known = NOTHING,
 ) -> QuantisationPlan:
     """Find a grid for everything that `layers` round.
@@ -143,15 +157,14 @@ def calibrate(
         patches: (1, C, H, W) in [0, 1].
         method: How a range follows from the values met.
         trained: Largest absolute value by layer, from quantisation-aware training.
-        joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.
-        cut: Whether what a LeakyReLU leaves of values below 0 is rounded to 0: see `Moments`.
+        form: Of the head.
         known: Grids that need not be found.
     """
     learnt = {name: amax for name, amax in (trained or {}).items() if name in layers}
     pictures = [torch.from_numpy(patch).float() for patch in patches]
     inputs = [Point(name, "input") for name in layers]
     others: list[Point] = []
-    joins = joined and not learnt and target == "cpu" and can_join(network)
+    joins = form.joined and not learnt and target == "cpu" and can_join(network)
     joins = joins and {SUM, HEAD} <= {*layers}
     if target == "cpu" and not learnt:
         rounded = [name for name in output_layers(network, layers) if not (joins and name == SUM)]
@@ -163,7 +176,7 @@ def calibrate(
         ]
     behind = [Point(name, "input") for name in shifted_layers(network.config) if name in layers]
     given = Point(HEAD, "output")
-    from_zero = {given, *behind} if cut and not learnt else set[Point]()
+    from_zero = {given, *behind} if form.cut and not learnt else set[Point]()
     grid = _grids(network.config, target, joins=joins, from_zero=from_zero)
     passed_on = from_zero - {given} if given in others else set[Point]()
     sought = [point for point in (*inputs, *others) if point not in {*known, *passed_on}]
@@ -175,9 +188,8 @@ def calibrate(
     for name, amax in learnt.items():
         grids[Point(name, "input")] = symmetric_grid(amax, signed=target == "tensorrt")
     if joins and not _skip_fits(network, grids[Point(SUM, "input")]):
-        return calibrate(
-            network, target, layers, patches, method=method, joined=False, cut=cut, known=known
-        )
+        apart = replace(form, joined=False)
+        return calibrate(network, target, layers, patches, method=method, form=apart, known=known)
     if FIRST not in learnt and has_picture_grid(network.config):
         grids[Point(FIRST, "input")] = PICTURE[target]
     straight = shuffled_into(network.config) if target == "cpu" else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from aether_converters.errors import ConversionError
-from aether_converters.int8.calibration import Method, calibrate, unmoved
+from aether_converters.int8.calibration import Form, Method, calibrate, unmoved
 from aether_converters.int8.distillation import Rounded
 from aether_converters.int8.keeping import kept_plan
 from aether_converters.int8.patches import MORE, PART, Patches, gathered
@@ -212,7 +212,7 @@ class _Desk:
             self.patches.shown,
             method=self.method,
             trained=trained,
-            cut=cut,
+            form=Form(cut=cut),
         )
         parts = [patch[:, :, :PART, :PART] for patch in self.measured]
         return without_costly_products(network, plan, parts)
@@ -233,8 +233,7 @@ class _Desk:
             list(before.inputs),
             self.patches.shown,
             method=self.method,
-            joined=before.joined is not None,
-            cut=before.cuts(network.config),
+            form=Form(joined=before.joined is not None, cut=before.cuts(network.config)),
             known=unmoved(before, moved),
         )
         return plan.with_products(before.activations)

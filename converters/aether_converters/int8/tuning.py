@@ -29,6 +29,7 @@ from aether_converters.int8.distillation import (
 from aether_converters.int8.inputs import one_by_one
 from aether_converters.int8.migration import Passage, channels_of_inputs, migrated
 from aether_converters.int8.mixing import mixed
+from aether_converters.int8.offsets import MOST, SEEN, with_offsets
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import (
     HEAD,
@@ -58,8 +59,11 @@ def untold(_step: str, _done: int, _total: int) -> None:
 SECONDS: Final = 180.0
 """To learn, if nothing else is said: with all else less than 5 minutes on two cores."""
 
-BESIDE: Final = 90.0
+BESIDE: Final = 80.0
 """Seconds for what is computed at once; what takes longer is taken off the learning, in part."""
+
+SHARE_OF_COLOURS: Final = 0.15  # of the seconds to learn
+TYPICAL_PATCHES: Final = 8  # beside those of one colour
 
 LEAST_SHARE: Final = 1 / 3  # of the seconds asked for, in which the network learns all the same
 
@@ -326,7 +330,7 @@ OF_HEAD: Final = _Course(
 """Nearest to the picture, where rounding is seen most; without the body a batch takes little."""
 
 OF_ALL: Final = _Course(
-    run=whole, learns=lambda _layer: True, share=0.5, of_rest=1.0, batch=1, rate=0.3
+    run=whole, learns=lambda _layer: True, share=0.35, of_rest=0.7, batch=1, rate=0.3
 )
 
 
@@ -352,6 +356,25 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
     return distilled(state, lessons, progress)
 
 
+def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
+    if HEAD not in state.plan.inputs or not bench.patches.flat:
+        return
+    flat, typical = _batch(bench.patches.flat), _batch(bench.patches.seen[:TYPICAL_PATCHES])
+    costs = macs_per_pixel(bench.exact)
+    macs = sum(macs for name, macs in costs.items() if OF_HEAD.learns(name))
+    seconds = bench.seconds * SHARE_OF_COLOURS
+    tries = min(int(seconds * SPEED / (macs * (len(flat) + len(typical)) * SEEN**2)), MOST)
+
+    def progress(done: int, total: int) -> None:
+        bench.told("flat colours", done, total)
+
+    if tries:
+        network = with_offsets(
+            state.network, state.plan, flat, typical, bench.exact, tries, progress
+        )
+        yield replace(state, network=network)
+
+
 STEPS: Final = (
     Step(name="weights rounded together", states=_with_rounded_weights),
     Step(name="activation cut at 0", states=_with_activation_cut),
@@ -360,6 +383,7 @@ STEPS: Final = (
     Step(name="last layer in float", states=_without_last, worth=10**-0.1),
     Step(name="head distilled", states=_head_distilled),
     Step(name="distilled", states=_distilled),
+    Step(name="even colours", states=_with_even_colours),
 )
 """In order; each begins with the best state so far."""
 
