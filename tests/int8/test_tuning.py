@@ -290,6 +290,8 @@ def test_what_is_not_below_0_is_rounded_once_for_a_cpu():
     (behind,) = shifted_layers(network().config)
     assert plan.outputs[HEAD] == plan.inputs[behind]
     assert plan.outputs[HEAD].zero_point == 0
+    assert HEAD in plan.only([HEAD, behind]).outputs
+    assert HEAD not in plan.only([HEAD]).outputs  # nothing would make up for it
 
 
 def test_the_cut_is_kept_when_channels_move_and_for_the_other_target(tmp_path: Path):

@@ -74,7 +74,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """In which of two forms a network's head is rounded.
+    """How a network's head is rounded where there are two ways.
 
     Attributes:
         joined: Whether body and skip may be added in integers: see `QuantisationPlan.joined`.

@@ -143,11 +143,22 @@ class QuantisationPlan:
     joined: Grid | None = None
 
     def only(self, layers: Collection[str]) -> QuantisationPlan:
-        """The same plan with these layers alone in int8."""
+        """The same plan with these layers alone in int8.
+
+        The head's first result is cut at 0 only for a layer that makes up for it.
+        """
+        inputs = {name: grid for name, grid in self.inputs.items() if name in layers}
+        outputs = {name: grid for name, grid in self.outputs.items() if name in layers}
+        if (
+            HEAD in outputs
+            and starts_at_zero(outputs[HEAD])
+            and outputs[HEAD] not in inputs.values()
+        ):
+            del outputs[HEAD]
         return replace(
             self,
-            inputs={name: grid for name, grid in self.inputs.items() if name in layers},
-            outputs={name: grid for name, grid in self.outputs.items() if name in layers},
+            inputs=inputs,
+            outputs=outputs,
             activations={
                 name: grid for name, grid in self.activations.items() if f"{name}.{MAIN}" in layers
             },
