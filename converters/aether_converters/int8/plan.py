@@ -149,11 +149,8 @@ class QuantisationPlan:
         """
         inputs = {name: grid for name, grid in self.inputs.items() if name in layers}
         outputs = {name: grid for name, grid in self.outputs.items() if name in layers}
-        if (
-            HEAD in outputs
-            and starts_at_zero(outputs[HEAD])
-            and outputs[HEAD] not in inputs.values()
-        ):
+        left_out = [grid for name, grid in self.inputs.items() if name not in layers]
+        if HEAD in outputs and starts_at_zero(outputs[HEAD]) and outputs[HEAD] in left_out:
             del outputs[HEAD]
         return replace(
             self,
