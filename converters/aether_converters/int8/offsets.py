@@ -1,4 +1,4 @@
-"""Offsets of what the head takes, with which flat colours are rounded to where they belong.
+"""Offsets of what layers take, with which flat colours are rounded to where they belong.
 
 Where a whole patch is of one colour all its pixels are rounded alike, and what that moves does not
 average out. An offset of a part of a step, which the next bias takes away again, changes nothing
@@ -9,34 +9,67 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aether_converters.int8.distillation import SEED, of_head
 from aether_converters.int8.inputs import one_by_one
-from aether_converters.int8.plan import HEAD, SUM, QuantisationPlan, simulate
+from aether_converters.int8.plan import (
+    HEAD,
+    LAST,
+    LEVELS,
+    SUM,
+    QuantisationPlan,
+    added_mean,
+    shuffled_into,
+    simulate,
+)
 from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 
-MOST: Final = 200  # offsets that are tried
+MOST: Final = 200  # offsets before the head that are tried
 WHOLE: Final = 20  # of them for all channels, the others for a part
 PART: Final = 8  # one channel in so many
+FASTER: Final = 20  # times as many are tried before the last layer, which take less time
+AT_ONCE: Final = 3  # channels that are moved there, at most
+OF_PICTURE: Final = 0.05 / LEVELS  # by how much each colour is moved there at once
 CORNER: Final = 32  # px of a patch that are looked at: its borders are a part of it as of the whole
-TYPICAL: Final = 4.0  # times the shift of a flat patch that the mean one of all others counts
 MARGIN: Final = 4  # px around them that the head sees, too
 SEEN: Final = CORNER + MARGIN
+INSIDE: Final = 8  # px of the borders are left out: photographs have few of them
+TYPICAL: Final = 4.0  # times the shift of a flat patch that the mean one of all others counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """Pictures whose colours should not move, and what the float network makes of them.
+
+    Attributes:
+        flat: (N, C, H, W), of one colour each.
+        typical: (M, C, H, W), others, whose colours should not move on average.
+        of_flat: (N, K, scale * H, scale * W).
+        of_typical: (M, K, scale * H, scale * W).
+    """
+
+    flat: Tensor
+    typical: Tensor
+    of_flat: Tensor
+    of_typical: Tensor
+
+    def with_typical(self, count: int) -> Colours:
+        """The same with the first typical pictures alone."""
+        return replace(self, typical=self.typical[:count], of_typical=self.of_typical[:count])
 
 
 @torch.no_grad()
-def with_offsets(
+def with_offsets_of_head(
     network: AetherNet,
     plan: QuantisationPlan,
-    flat: Tensor,
-    typical: Tensor,
-    exact: AetherNet,
+    colours: Colours,
     tries: int,
     progress: Callable[[int, int], None],
 ) -> AetherNet:
@@ -47,22 +80,20 @@ def with_offsets(
     Args:
         network: Fused, its weights on their grids.
         plan: What is rounded; the layer `HEAD` is among it.
-        flat: Patches (N, C, H, W) of one colour each.
-        typical: Others (N, C, H, W), whose colours should not move on average.
-        exact: The float network.
-        tries: How many offsets to try.
+        colours: That should stay.
+        tries: How many offsets of what the head takes to try.
         progress: Called with offsets tried and to try.
     """
-    head = _Head(network, plan, torch.cat([flat, typical]), exact)
+    head = _Head(network, plan, colours)
     random = torch.Generator().manual_seed(SEED)
     best = torch.zeros(head.channels)
-    least = _error(head.shifts(best), len(flat))
+    least = _error(*head.shifts(best))
     for number in range(tries):
         count = head.channels if number < WHOLE else max(head.channels // PART, 1)
         changed = torch.randperm(head.channels, generator=random)[:count]
         offsets = best.clone()
         offsets[changed] = (torch.rand(count, generator=random) - 0.5) * head.step
-        error = _error(head.shifts(offsets), len(flat))
+        error = _error(*head.shifts(offsets))
         if error < least:
             best, least = offsets, error
         progress(number + 1, tries)
@@ -72,28 +103,22 @@ def with_offsets(
     return moved
 
 
-def _error(shifts: Tensor, flat: int) -> float:
-    """How far colours move, of fourth powers, for which the worst counts most."""
-    others = TYPICAL * shifts[flat:].mean(dim=0, keepdim=True)
-    return float(torch.cat([shifts[:flat], others]).pow(4).sum())
-
-
 class _Head:
     """What the head makes of patches, their sum of body and skip moved by offsets."""
 
-    def __init__(
-        self, network: AetherNet, plan: QuantisationPlan, patches: Tensor, exact: AetherNet
-    ) -> None:
+    def __init__(self, network: AetherNet, plan: QuantisationPlan, colours: Colours) -> None:
         self._rounding = plan.outputs.get(SUM)
         others = {name: grid for name, grid in plan.outputs.items() if name != SUM}
         self._network = simulate(network, replace(plan, outputs=others))
+        patches = torch.cat([colours.flat, colours.typical])
         given, added = _before_head(self._network, patches)
+        self._flat = len(colours.flat)
         self._given, self._rest = given, added - given
         self._bias = _bias(self._network, HEAD).clone()
         # Each offset is met at every place of the kernel.
-        self._weight = cast(Tensor, self._network.get_submodule(HEAD).weight).sum(dim=(2, 3))
-        pictures = [exact(channels_last(patch)) for patch in one_by_one(patches)]
-        self._expected = torch.cat([_corner(picture, exact.config.scale) for picture in pictures])
+        self._weight = _weight(self._network, HEAD).sum(dim=(2, 3))
+        expected = torch.cat([colours.of_flat, colours.of_typical])
+        self._expected = _corner(expected, network.config.scale)
         grids = [plan.inputs[HEAD], *([self._rounding] if self._rounding else [])]
         self.step = max(grid.scale for grid in grids)
         self.channels = given.shape[1]
@@ -102,15 +127,130 @@ class _Head:
         """What the head's first layer makes of offsets (C): one value for each of its channels."""
         return self._weight @ offsets
 
-    def shifts(self, offsets: Tensor) -> Tensor:
-        """How far the mean of each channel moves, (N, C)."""
+    def shifts(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """How far colours move: of flat patches (N, K), and of the others on average (K)."""
         given = self._given + offsets[:, None, None]
         if self._rounding is not None:
             given = self._rounding.rounded(given)
         _bias(self._network, HEAD).copy_(self._bias - self.taken_of(offsets))
         found = of_head(self._network, given + self._rest)
         found = found[:, :, : self._expected.shape[2], : self._expected.shape[3]]
-        return (found.clamp(0, 1) - self._expected.clamp(0, 1)).double().mean(dim=(2, 3))
+        shifts = _means(found) - _means(self._expected)
+        return shifts[: self._flat], shifts[self._flat :].mean(dim=0)
+
+
+@torch.no_grad()
+def with_offsets_of_last(
+    network: AetherNet,
+    plan: QuantisationPlan,
+    colours: Colours,
+    tries: int,
+    progress: Callable[[int, int], None],
+) -> AetherNet:
+    """As `with_offsets_of_head`, of what the last layer takes, and of the colours of its picture.
+
+    Nothing but a shuffle stands before it, so what a channel adds to the picture is known apart
+    from all others, and a try takes little.
+
+    Args:
+        network: Fused, its weights on their grids.
+        plan: What is rounded; the layer `LAST` is among it.
+        colours: That should stay.
+        tries: How many offsets to try.
+        progress: Called with offsets tried and to try.
+    """
+    giver = _giver_of_last(network)
+    last = _Last(network, plan, colours, giver)
+    random = torch.Generator().manual_seed(SEED)
+    least = _error(*last.shifts(last.result, last.moved))
+    for number in range(tries):
+        count = int(torch.randint(1, AT_ONCE + 1, (1,), generator=random))
+        changed = torch.randperm(last.channels, generator=random)[:count]
+        offsets = (torch.rand(count, generator=random) - 0.5) * last.step
+        of_picture = torch.rand(len(last.moved), generator=random) - 0.5
+        taken, result = last.changed(changed, offsets)
+        moved = last.moved + of_picture * (OF_PICTURE * network.config.img_range)
+        error = _error(*last.shifts(result, moved))
+        if error < least:
+            least = error
+            last.taken[changed], last.offsets[changed] = taken, offsets
+            last.result, last.moved = result, moved
+        progress(number + 1, tries)
+    made = copy.deepcopy(network)
+    given = _bias(made, giver)
+    given.add_(last.offsets.repeat_interleave(len(given) // last.channels))
+    _bias(made, LAST).add_(last.moved - last.sums @ last.offsets)
+    return made
+
+
+def can_move_last(network: AetherNet, plan: QuantisationPlan) -> bool:
+    """Whether what the last layer takes is rounded, with no activation right before it."""
+    return LAST in plan.inputs and LAST in shuffled_into(network.config).values()
+
+
+def _giver_of_last(network: AetherNet) -> str:
+    takers = shuffled_into(network.config)
+    return next(giver for giver, taker in takers.items() if taker == LAST)
+
+
+class _Last:
+    """What the last layer makes of flat patches, what it takes moved by offsets.
+
+    Attributes:
+        offsets: (C), of the channels it takes.
+        moved: (K), by how much the colours of its result are moved.
+        taken: (C, N, H, W), what it takes, with offsets and rounded.
+        result: (N, K, H, W), what it gives, before it is rounded and moved.
+        sums: (K, C), what becomes of an offset of each channel.
+        step: Of the grid of what it takes.
+        channels: How many it takes.
+    """
+
+    def __init__(
+        self, network: AetherNet, plan: QuantisationPlan, colours: Colours, giver: str
+    ) -> None:
+        self._network, self._rounding = simulate(network, plan), plan.outputs.get(LAST)
+        self._mean, self._grid = added_mean(network), plan.inputs[LAST]
+        self._side = CORNER * network.config.scale
+        self._expected = _means(_corner(colours.of_flat, network.config.scale))
+        found = torch.cat([self._network(channels_last(x)) for x in one_by_one(colours.typical)])
+        expected = colours.of_typical
+        shifts = _means(_inside(found, network)) - _means(_inside(expected, network))
+        self._typical = shifts.mean(dim=0)
+        self._weight = _weight(self._network, LAST).detach()
+        self.sums = self._weight.sum(dim=(2, 3))
+        self._given = _before_last(network, plan, colours.flat, giver)
+        self.channels, self.step = len(self._given), self._grid.scale
+        self.offsets = torch.zeros(self.channels)
+        self.moved = torch.zeros(len(self._weight))
+        self.taken = self._grid.rounded(self._given)
+        everything = torch.arange(self.channels)
+        bias = _bias(self._network, LAST)[:, None, None]
+        self.result = self._of_channels(self.taken, everything) + bias
+
+    def changed(self, channels: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """What it takes and gives if some channels have other offsets."""
+        taken = self._grid.rounded(self._given[channels] + offsets[:, None, None, None])
+        result = self.result + self._of_channels(taken - self.taken[channels], channels)
+        away = self.sums[:, channels] @ (offsets - self.offsets[channels])
+        return taken, result - away[:, None, None]
+
+    def shifts(self, result: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """How far colours move: of flat patches (N, K), and of the others on average (K)."""
+        found = result + (moved + self._mean)[:, None, None]
+        if self._rounding is not None:
+            found = self._rounding.rounded(found)
+        flat = _means(self._network.restored(found - self._mean)) - self._expected
+        return flat, self._typical + moved / self._network.config.img_range
+
+    def _of_channels(self, taken: Tensor, channels: Tensor) -> Tensor:
+        result = F.conv2d(taken.transpose(0, 1), self._weight[:, channels], padding=1)
+        return result[:, :, : self._side, : self._side]
+
+
+def _error(flat: Tensor, typical: Tensor) -> float:
+    """How far colours move, of fourth powers, for which the worst counts most."""
+    return float(torch.cat([flat, TYPICAL * typical[None]]).pow(4).sum())
 
 
 def _before_head(network: AetherNet, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,6 +278,32 @@ def _before_head(network: AetherNet, patches: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(given), torch.cat(added)
 
 
+def _before_last(network: AetherNet, plan: QuantisationPlan, flat: Tensor, giver: str) -> Tensor:
+    """A corner of what the last layer takes of patches before it is rounded, (C, N, H, W)."""
+    inputs = {name: grid for name, grid in plan.inputs.items() if name != LAST}
+    outputs = {name: grid for name, grid in plan.outputs.items() if name not in {giver, LAST}}
+    unrounded = simulate(network, replace(plan, inputs=inputs, outputs=outputs))
+    found: list[Tensor] = []
+
+    def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(_corner(inputs[0], network.config.scale, 1))
+
+    cast(Any, unrounded.get_submodule(LAST)).register_forward_pre_hook(note)
+    for patch in one_by_one(flat):
+        unrounded(channels_last(patch))
+    return torch.cat(found).transpose(0, 1).contiguous()
+
+
+def _means(pictures: Tensor) -> Tensor:
+    """Of each channel of pictures (N, K, H, W), black being 0 and white 1."""
+    return pictures.clamp(0, 1).double().mean(dim=(2, 3))
+
+
+def _inside(pictures: Tensor, network: AetherNet) -> Tensor:
+    border = INSIDE * network.config.scale
+    return pictures[:, :, border:-border, border:-border]
+
+
 def _corner(x: Tensor, scale: int, margin: int = 0) -> Tensor:
     side = (CORNER + margin) * scale
     return x[:, :, :side, :side].contiguous(memory_format=torch.channels_last)
@@ -145,3 +311,7 @@ def _corner(x: Tensor, scale: int, margin: int = 0) -> Tensor:
 
 def _bias(network: AetherNet, layer: str) -> Tensor:
     return cast(Tensor, network.get_submodule(layer).bias)
+
+
+def _weight(network: AetherNet, layer: str) -> Tensor:
+    return cast(Tensor, network.get_submodule(layer).weight)

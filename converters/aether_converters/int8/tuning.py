@@ -29,7 +29,15 @@ from aether_converters.int8.distillation import (
 from aether_converters.int8.inputs import one_by_one
 from aether_converters.int8.migration import Passage, channels_of_inputs, migrated
 from aether_converters.int8.mixing import mixed
-from aether_converters.int8.offsets import MOST, SEEN, with_offsets
+from aether_converters.int8.offsets import (
+    FASTER,
+    MOST,
+    SEEN,
+    Colours,
+    can_move_last,
+    with_offsets_of_head,
+    with_offsets_of_last,
+)
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import (
     HEAD,
@@ -63,7 +71,7 @@ BESIDE: Final = 80.0
 """Seconds for what is computed at once; what takes longer is taken off the learning, in part."""
 
 SHARE_OF_COLOURS: Final = 0.15  # of the seconds to learn
-TYPICAL_PATCHES: Final = 8  # beside those of one colour
+TYPICAL_PATCHES: Final = 8  # beside those of one colour, where a try takes long
 
 LEAST_SHARE: Final = 1 / 3  # of the seconds asked for, in which the network learns all the same
 
@@ -357,21 +365,30 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 
 
 def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    if HEAD not in state.plan.inputs or not bench.patches.flat:
+    if not bench.patches.flat:
         return
-    flat, typical = _batch(bench.patches.flat), _batch(bench.patches.seen[:TYPICAL_PATCHES])
+    flat, typical = _batch(bench.patches.flat), _batch(bench.patches.seen)
+    colours = Colours(
+        flat=flat,
+        typical=typical,
+        of_flat=_run(bench.exact, flat),
+        of_typical=_run(bench.exact, typical),
+    )
     costs = macs_per_pixel(bench.exact)
     macs = sum(macs for name, macs in costs.items() if OF_HEAD.learns(name))
-    seconds = bench.seconds * SHARE_OF_COLOURS
-    tries = min(int(seconds * SPEED / (macs * (len(flat) + len(typical)) * SEEN**2)), MOST)
+    macs *= (len(flat) + TYPICAL_PATCHES) * SEEN**2
+    tries = min(int(bench.seconds * SHARE_OF_COLOURS * SPEED / macs), MOST)
 
     def progress(done: int, total: int) -> None:
         bench.told("flat colours", done, total)
 
-    if tries:
-        network = with_offsets(
-            state.network, state.plan, flat, typical, bench.exact, tries, progress
-        )
+    if tries and HEAD in state.plan.inputs:
+        few = colours.with_typical(TYPICAL_PATCHES)
+        network = with_offsets_of_head(state.network, state.plan, few, tries, progress)
+        state = replace(state, network=network)
+        yield state
+    if tries and can_move_last(state.network, state.plan):
+        network = with_offsets_of_last(state.network, state.plan, colours, tries * FASTER, progress)
         yield replace(state, network=network)
 
 
