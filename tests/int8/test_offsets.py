@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,13 +15,16 @@ import torch
 from torch import Tensor
 
 from aether_converters.int8.calibration import Form, calibrate
+from aether_converters.int8.distillation import Rounded
 from aether_converters.int8.offsets import (
     Colours,
+    Search,
     can_move_last,
     with_offsets_of_head,
     with_offsets_of_last,
+    with_straight_colours,
 )
-from aether_converters.int8.patches import built_in_patches
+from aether_converters.int8.patches import built_in_patches, smooth_patches
 from aether_converters.int8.plan import (
     HEAD,
     LAST,
@@ -36,12 +43,16 @@ from tests.support.tiny import tiny
 
 TRIES = 60
 
+Told = Callable[[int, int], None]
 
-Made = tuple[AetherNet, AetherNet, QuantisationPlan]
 
-
-def rounded(target: Target, *, joined: bool = False, of: tuple[str, ...] = (SUM, HEAD)) -> Made:
-    """A float network, the same with rounded weights, and what else is rounded."""
+def rounded(
+    target: Target,
+    *,
+    joined: bool = False,
+    of: tuple[str, ...] = (SUM, HEAD),
+) -> Rounded:
+    """A network with rounded weights."""
     made = tiny()
     with torch.no_grad():
         made.conv_last.weight.mul_(0.3)
@@ -51,7 +62,8 @@ def rounded(target: Target, *, joined: bool = False, of: tuple[str, ...] = (SUM,
     # What offsets can do something about:
     outputs = {name: grid for name, grid in plan.outputs.items() if name in of and name != HEAD}
     plan = replace(plan.only(of), outputs=outputs)
-    return exact, rounded_weights(exact, plan, torch.from_numpy(np.concatenate(seen))), plan
+    network = rounded_weights(exact, plan, torch.from_numpy(np.concatenate(seen)))
+    return Rounded(network=network, plan=plan, exact=exact)
 
 
 def flat() -> Tensor:
@@ -73,30 +85,38 @@ def colours_of(exact: AetherNet) -> Colours:
     )
 
 
-def untold(_done: int, _total: int) -> None:
-    """Tell nobody."""
+def search(tries: int = TRIES, until: float = math.inf, told: Told | None = None) -> Search:
+    return Search(most=tries, until=until, progress=told or (lambda _done, _total: None))
 
 
-def shift_of_flat(found: AetherNet, exact: AetherNet) -> float:
+def shift_of_flat(found: Rounded, exact: AetherNet) -> float:
     """Fourth powers of how far the colours of flat patches move."""
-    moved = run(found, flat()) - run(exact, flat())
+    moved = run(simulate(found.network, found.plan), flat()) - run(exact, flat())
     return float(moved.mean(dim=(2, 3)).double().pow(4).sum())
 
 
-def shift_of_others(found: AetherNet, exact: AetherNet) -> float:
+def shift_of_others(found: Rounded, exact: AetherNet) -> float:
     """How far a colour moves on average over all other patches, in levels."""
-    moved = run(found, drawn()) - run(exact, drawn())
+    moved = run(simulate(found.network, found.plan), drawn()) - run(exact, drawn())
     return LEVELS * float(moved[:, :, 16:-16, 16:-16].mean(dim=(0, 2, 3)).abs().max())
 
 
-def changed(before: AetherNet, after: AetherNet) -> set[str]:
+def changed(before: Rounded, after: Rounded) -> set[str]:
+    state = before.network.state_dict()
     return {
-        key for key, tensor in after.state_dict().items() if not tensor.equal(kept(before, key))
+        key for key, tensor in after.network.state_dict().items() if not tensor.equal(state[key])
     }
 
 
-def kept(network: AetherNet, key: str) -> Tensor:
-    return cast(Tensor, network.state_dict()[key])
+def assert_same_picture(before: AetherNet, after: AetherNet, up_to: float = 1e-5) -> None:
+    """Unrounded they compute the same, but for part of a step at the border."""
+    picture = torch.from_numpy(built_in_patches(3, 1, 48)[0])
+    found, expected = run(after, picture), run(before, picture)
+    inside = slice(8, -8)
+    torch.testing.assert_close(
+        found[:, :, inside, inside], expected[:, :, inside, inside], atol=up_to, rtol=0
+    )
+    assert (found - expected).abs().max() < 1 / LEVELS
 
 
 @pytest.mark.parametrize(
@@ -105,66 +125,114 @@ def kept(network: AetherNet, key: str) -> Tensor:
     ids=["TensorRT", "CPU, two sums", "CPU, one sum"],
 )
 def test_flat_colours_move_less_and_nothing_else_changes(target: Target, joined: bool):
-    exact, network, plan = rounded(target, joined=joined)
+    before = rounded(target, joined=joined)
     told: list[tuple[int, int]] = []
-    moved = with_offsets_of_head(
-        network, plan, colours_of(exact), TRIES, lambda done, total: told.append((done, total))
+    after = with_offsets_of_head(
+        before,
+        colours_of(before.exact),
+        search(told=lambda done, total: told.append((done, total))),
     )
     assert told == [(done + 1, TRIES) for done in range(TRIES)]
-    before, after = (simulate(made, plan) for made in (network, moved))
-    assert shift_of_flat(after, exact) < 0.7 * shift_of_flat(before, exact)
-    assert shift_of_others(after, exact) < max(shift_of_others(before, exact), 0.05)
-    assert_same_picture(network, moved)
-    assert changed(network, moved) == {f"{SUM}.bias", f"{HEAD}.bias"}
-
-
-def assert_same_picture(network: AetherNet, moved: AetherNet, up_to: float = 1e-5) -> None:
-    """Unrounded they compute the same, but for part of a step at the border."""
-    picture = torch.from_numpy(built_in_patches(3, 1, 48)[0])
-    before, after = run(network, picture), run(moved, picture)
-    inside = slice(8, -8)
-    torch.testing.assert_close(
-        after[:, :, inside, inside], before[:, :, inside, inside], atol=up_to, rtol=0
-    )
-    assert (after - before).abs().max() < 1 / LEVELS
+    assert shift_of_flat(after, before.exact) < 0.7 * shift_of_flat(before, before.exact)
+    others = shift_of_others(before, before.exact)
+    assert shift_of_others(after, before.exact) < max(others, 0.05)
+    assert_same_picture(before.network, after.network)
+    assert changed(before, after) == {f"{SUM}.bias", f"{HEAD}.bias"}
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_what_the_last_layer_takes_is_moved_too(target: Target):
-    exact, network, plan = rounded(target, of=("upsample.0", LAST))
-    assert can_move_last(network, plan)
-    moved = with_offsets_of_last(network, plan, colours_of(exact), 20 * TRIES, untold)
-    before, after = (simulate(made, plan) for made in (network, moved))
-    assert shift_of_flat(after, exact) < 0.3 * shift_of_flat(before, exact)
-    assert shift_of_others(after, exact) < 0.1
+    before = rounded(target, of=("upsample.0", LAST))
+    assert can_move_last(before)
+    after = with_offsets_of_last(before, colours_of(before.exact), search(20 * TRIES))
+    assert shift_of_flat(after, before.exact) < 0.3 * shift_of_flat(before, before.exact)
+    assert shift_of_others(after, before.exact) < 0.1
     # The picture's own colours are moved by a part of a level, where all others were off.
-    assert_same_picture(network, moved, 0.5 / LEVELS)
-    assert changed(network, moved) == {"upsample.0.bias", f"{LAST}.bias"}
+    assert_same_picture(before.network, after.network, 0.5 / LEVELS)
+    assert changed(before, after) == {"upsample.0.bias", f"{LAST}.bias"}
 
 
-def test_what_the_last_layer_takes_is_known_before_it_is_rounded():
-    """Offsets found are those of what a file computes: no more is found in a second search."""
-    exact, network, plan = rounded("cpu", of=("upsample.0", LAST))
-    colours = colours_of(exact)
-    moved = with_offsets_of_last(network, plan, colours, 10 * TRIES, untold)
-    again = with_offsets_of_last(moved, plan, colours, 1, untold)
-    torch.testing.assert_close(
-        kept(again, f"{LAST}.bias"), kept(moved, f"{LAST}.bias"), atol=0.1 / LEVELS, rtol=0
-    )
-    first, second = (shift_of_flat(simulate(made, plan), exact) for made in (moved, again))
-    assert second <= first * 1.05
+def test_offsets_found_are_of_what_a_file_computes():
+    """A second search, which begins where the first ended, finds nothing worse there."""
+    before = rounded("cpu", of=("upsample.0", LAST))
+    colours = colours_of(before.exact)
+    once = with_offsets_of_last(before, colours, search(10 * TRIES))
+    twice = with_offsets_of_last(once, colours, search(10 * TRIES))
+    assert shift_of_flat(twice, before.exact) <= 1.05 * shift_of_flat(once, before.exact)
+
+
+def test_a_layer_may_go_back_to_float_afterwards():
+    """The weights it had are of a network that has the offsets, too."""
+    before = rounded("cpu", of=(SUM, HEAD, "upsample.0", LAST))
+    colours = colours_of(before.exact)
+    after = with_offsets_of_head(before, colours, search())
+    after = with_offsets_of_last(after, colours, search())
+    assert changed(before, after) == {f"{name}.bias" for name in (SUM, HEAD, "upsample.0", LAST)}
+    assert_same_picture(before.exact, after.exact, 0.1 / LEVELS)
 
 
 def test_behind_an_activation_nothing_is_moved():
     """What it takes would be moved by more than an offset, or by less."""
     made = tiny(scale=1).fuse_model()
     plan = QuantisationPlan(target="cpu", inputs={LAST: spanning_grid(0, 1, signed=False)})
-    assert not can_move_last(made, plan)
+    assert not can_move_last(Rounded(network=made, plan=plan, exact=made))
 
 
-@pytest.mark.parametrize("search", [with_offsets_of_head, with_offsets_of_last])
-def test_the_same_offsets_are_found_each_time(search: Any):
-    exact, network, plan = rounded("tensorrt", of=(SUM, HEAD, LAST))
-    first, second = (search(network, plan, colours_of(exact), TRIES, untold) for _ in range(2))
-    assert changed(network, first)
+@pytest.mark.parametrize("move", [with_offsets_of_head, with_offsets_of_last])
+def test_the_same_offsets_are_found_each_time(
+    move: Callable[[Rounded, Colours, Search], Rounded],
+):
+    before = rounded("tensorrt", of=(SUM, HEAD, LAST))
+    first, second = (move(before, colours_of(before.exact), search()) for _ in range(2))
+    assert changed(before, first)
     assert not changed(first, second)
+
+
+def test_when_the_time_is_over_the_best_so_far_counts():
+    before = rounded("tensorrt", of=(LAST,))
+    told: list[tuple[int, int]] = []
+    over = search(until=time.monotonic() - 1, told=lambda done, total: told.append((done, total)))
+    after = with_offsets_of_last(before, colours_of(before.exact), over)
+    assert not told
+    assert not changed(before, after)
+
+
+# Straight lines
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_colours_that_are_too_strong_are_mended(target: Target):
+    before = rounded(target, of=("upsample.0", LAST))
+    stronger = copy.deepcopy(before.network)
+    with torch.no_grad():
+        stronger.conv_last.weight.mul_(torch.tensor([1.02, 1.0, 0.98])[:, None, None, None])
+        cast(Tensor, stronger.conv_last.bias).add_(0.01)
+    worse = replace(before, network=stronger)
+    mended = with_straight_colours(worse, colours_of(before.exact))
+    assert shift_of_others(worse, before.exact) > 1
+    assert shift_of_others(mended, before.exact) < 0.05
+    given, made = (state.network.conv_last.weight for state in (worse, mended))
+    gains = (given * made).sum(dim=(1, 2, 3)) / given.square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(made, gains[:, None, None, None] * given, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(gains, torch.tensor([1 / 1.02, 1, 1 / 0.98]), atol=0.005, rtol=0)
+    assert mended.exact is before.exact
+
+
+def test_what_ends_at_black_and_white_tells_nothing():
+    before = rounded("tensorrt", of=(LAST,))
+    black = flat()[:1] * 0
+    colours = Colours(
+        flat=flat(),
+        typical=black,
+        of_flat=run(before.exact, flat()),
+        of_typical=black.repeat(1, 1, 2, 2),
+    )
+    assert not changed(before, with_straight_colours(before, colours))
+
+
+def test_smooth_patches_hold_all_colours_and_no_edges():
+    patches = np.concatenate(smooth_patches(3))
+    assert patches.shape == (16, 3, 64, 64)
+    assert np.abs(np.diff(patches, axis=2)).max() < 8 / LEVELS
+    assert patches.min() < 0.05
+    assert patches.max() > 0.95

@@ -43,8 +43,16 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.int8.planning import Int8Options, quantise_network
 from aether_converters.int8.rounding import rounded_rows, rounded_weights
-from aether_converters.int8.tuning import STEPS, Told, Workbench, tune, untold
+from aether_converters.int8.tuning import (
+    STEPS,
+    Told,
+    Workbench,
+    tune,
+    untold,
+    without_costly_layers,
+)
 from aether_converters.int8.weights import quantised_weight
+from aether_converters.measuring.figures import loss_of
 from aether_converters.runtimes.upscaler import Image as Picture
 from aether_converters.source import read_source
 from aether_core import AetherConfig, AetherNet
@@ -405,10 +413,16 @@ def test_no_step_makes_it_worse(target: Target, changes: dict[str, Any]):
 
 
 def bench_of(
-    made: AetherNet, target: Target, told: Told = untold, *, everything: bool = False
+    made: AetherNet,
+    target: Target,
+    told: Told = untold,
+    *,
+    everything: bool = False,
+    may_lose: float = 1.0,
 ) -> Workbench:
     return Workbench(
         everything=everything,
+        may_lose=may_lose,
         exact=made,
         patches=patches(made.config.in_chans),
         calibrated=lambda before, made, _moved: planned(made, target, cut=before.cuts(made.config)),
@@ -499,6 +513,25 @@ def test_a_layer_that_costs_too_much_stays_float_by_itself_and_is_named(tmp_path
     (artefact,) = report.artefacts
     assert artefact.passed, artefact.problem
     assert "conv_last stays float" in str(artefact.details["ranges"])
+
+
+def test_as_many_layers_stay_float_as_a_network_may_not_lose():
+    made = network()
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+
+    def left(may_lose: float) -> tuple[Rounded, list[str]]:
+        return without_costly_layers(start, bench_of(made, "tensorrt", may_lose=may_lose))
+
+    lost = loss_of(10 ** (-bench_of(made, "tensorrt").measured(start)[1] / 10))
+    whole, named = left(1.01 * lost)
+    assert (whole, named) == (start, [])
+    half, of_half = left(lost / 2)
+    tenth, of_tenth = left(lost / 10)
+    assert len(start.plan.inputs) > len(half.plan.inputs) > len(tenth.plan.inputs)
+    assert 0 < len(of_half) < len(of_tenth)
+    for state, share in ((half, 2), (tenth, 10)):
+        psnr = bench_of(made, "tensorrt").measured(state)[1]
+        assert loss_of(10 ** (-psnr / 10)) <= lost / share
 
 
 def test_whoever_wants_every_layer_gets_every_layer(tmp_path: Path):

@@ -1,4 +1,8 @@
-"""Offsets of what layers take, with which flat colours are rounded to where they belong.
+"""Colours that come out as the float network's where pictures are smooth.
+
+Smooth places are rounded alike, and what that moves does not average out. How far each colour moves
+follows its value, in part, as a straight line, which the steps and the bias of the last layer take
+back.
 
 Where a whole patch is of one colour all its pixels are rounded alike, and what that moves does not
 average out. An offset of a part of a step, which the next bias takes away again, changes nothing
@@ -8,7 +12,8 @@ but how values are rounded: of many, those are kept with which flat colours move
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -16,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_converters.int8.distillation import SEED, of_head
+from aether_converters.int8.distillation import SEED, Rounded, of_head
 from aether_converters.int8.inputs import one_by_one
 from aether_converters.int8.plan import (
     HEAD,
@@ -35,6 +40,7 @@ MOST: Final = 200  # offsets before the head that are tried
 WHOLE: Final = 20  # of them for all channels, the others for a part
 PART: Final = 8  # one channel in so many
 FASTER: Final = 20  # times as many are tried before the last layer, which take less time
+ALIKE: Final = 0.004  # pictures within that of black or white are not taken for a straight line
 AT_ONCE: Final = 3  # channels that are moved there, at most
 OF_PICTURE: Final = 0.05 / LEVELS  # by how much each colour is moved there at once
 CORNER: Final = 32  # px of a patch that are looked at: its borders are a part of it as of the whole
@@ -50,7 +56,8 @@ class Colours:
 
     Attributes:
         flat: (N, C, H, W), of one colour each.
-        typical: (M, C, H, W), others, whose colours should not move on average.
+        typical: (M, C, H, W), others, smooth ones among them: their colours should not move on
+            average.
         of_flat: (N, K, scale * H, scale * W).
         of_typical: (M, K, scale * H, scale * W).
     """
@@ -65,30 +72,74 @@ class Colours:
         return replace(self, typical=self.typical[:count], of_typical=self.of_typical[:count])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How long to search.
+
+    Attributes:
+        most: Tries.
+        until: There are fewer where all would end later, by `time.monotonic`.
+        progress: Called with the number of tries, and how many there will be at most.
+    """
+
+    most: int
+    until: float
+    progress: Callable[[int, int], None]
+
+    def tries(self) -> Iterator[int]:
+        """The number of each try, from 0."""
+        for number in range(self.most):
+            if time.monotonic() > self.until:
+                break
+            yield number
+            self.progress(number + 1, self.most)
+
+
 @torch.no_grad()
-def with_offsets_of_head(
-    network: AetherNet,
-    plan: QuantisationPlan,
-    colours: Colours,
-    tries: int,
-    progress: Callable[[int, int], None],
-) -> AetherNet:
+def with_straight_colours(state: Rounded, colours: Colours) -> Rounded:
+    """A copy of which colours follow those of the float network on a straight line, by regression.
+
+    The steps of the last layer's weights become others, their integers stay.
+    """
+    found = _pictures(simulate(state.network, state.plan), colours.typical)
+    found, expected = (_inside(x, state.network) for x in (found, colours.of_typical))
+    network = copy.deepcopy(state.network)
+    weight, bias = _weight(network, LAST), _bias(network, LAST)
+    mean = added_mean(network)
+    for colour in range(len(weight)):
+        gain, offset = _line(found[:, colour], expected[:, colour])
+        weight[colour] *= gain
+        bias[colour] = gain * bias[colour] + (gain - 1) * mean + offset
+    return replace(state, network=network)
+
+
+def _line(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The gain and the offset with which values lie nearest to what is expected."""
+    within = (expected > ALIKE) & (expected < 1 - ALIKE)
+    x, y = found[within].double(), expected[within].double()
+    spread = x - x.mean()
+    if not len(x) or not float(spread.square().sum()):
+        return 1.0, 0.0
+    gain = float((spread * (y - y.mean())).sum() / spread.square().sum())
+    return gain, float(y.mean() - gain * x.mean())
+
+
+@torch.no_grad()
+def with_offsets_of_head(state: Rounded, colours: Colours, search: Search) -> Rounded:
     """A copy that computes the same, and of which flat colours move less when it is rounded.
 
     At the border, which is padded with zeros, it computes the same but for a part of a step.
 
     Args:
-        network: Fused, its weights on their grids.
-        plan: What is rounded; the layer `HEAD` is among it.
+        state: Its weights on their grids; the layer `HEAD` is rounded.
         colours: That should stay.
-        tries: How many offsets of what the head takes to try.
-        progress: Called with offsets tried and to try.
+        search: For offsets of what the head takes.
     """
-    head = _Head(network, plan, colours)
+    head = _Head(state, colours)
     random = torch.Generator().manual_seed(SEED)
     best = torch.zeros(head.channels)
     least = _error(*head.shifts(best))
-    for number in range(tries):
+    for number in search.tries():
         count = head.channels if number < WHOLE else max(head.channels // PART, 1)
         changed = torch.randperm(head.channels, generator=random)[:count]
         offsets = best.clone()
@@ -96,17 +147,14 @@ def with_offsets_of_head(
         error = _error(*head.shifts(offsets))
         if error < least:
             best, least = offsets, error
-        progress(number + 1, tries)
-    moved = copy.deepcopy(network)
-    _bias(moved, SUM).add_(best)
-    _bias(moved, HEAD).sub_(head.taken_of(best))
-    return moved
+    return _moved(state, {SUM: best, HEAD: -head.taken_of(best)})
 
 
 class _Head:
     """What the head makes of patches, their sum of body and skip moved by offsets."""
 
-    def __init__(self, network: AetherNet, plan: QuantisationPlan, colours: Colours) -> None:
+    def __init__(self, state: Rounded, colours: Colours) -> None:
+        network, plan = state.network, state.plan
         self._rounding = plan.outputs.get(SUM)
         others = {name: grid for name, grid in plan.outputs.items() if name != SUM}
         self._network = simulate(network, replace(plan, outputs=others))
@@ -140,52 +188,52 @@ class _Head:
 
 
 @torch.no_grad()
-def with_offsets_of_last(
-    network: AetherNet,
-    plan: QuantisationPlan,
-    colours: Colours,
-    tries: int,
-    progress: Callable[[int, int], None],
-) -> AetherNet:
+def with_offsets_of_last(state: Rounded, colours: Colours, search: Search) -> Rounded:
     """As `with_offsets_of_head`, of what the last layer takes, and of the colours of its picture.
 
     Nothing but a shuffle stands before it, so what a channel adds to the picture is known apart
     from all others, and a try takes little.
 
     Args:
-        network: Fused, its weights on their grids.
-        plan: What is rounded; the layer `LAST` is among it.
+        state: Its weights on their grids; see `can_move_last`.
         colours: That should stay.
-        tries: How many offsets to try.
-        progress: Called with offsets tried and to try.
+        search: For offsets of what it takes.
     """
-    giver = _giver_of_last(network)
-    last = _Last(network, plan, colours, giver)
+    giver = _giver_of_last(state.network)
+    last = _Last(state, colours, giver)
     random = torch.Generator().manual_seed(SEED)
     least = _error(*last.shifts(last.result, last.moved))
-    for number in range(tries):
+    for _ in search.tries():
         count = int(torch.randint(1, AT_ONCE + 1, (1,), generator=random))
         changed = torch.randperm(last.channels, generator=random)[:count]
         offsets = (torch.rand(count, generator=random) - 0.5) * last.step
         of_picture = torch.rand(len(last.moved), generator=random) - 0.5
         taken, result = last.changed(changed, offsets)
-        moved = last.moved + of_picture * (OF_PICTURE * network.config.img_range)
+        moved = last.moved + of_picture * OF_PICTURE
         error = _error(*last.shifts(result, moved))
         if error < least:
             least = error
             last.taken[changed], last.offsets[changed] = taken, offsets
             last.result, last.moved = result, moved
-        progress(number + 1, tries)
-    made = copy.deepcopy(network)
-    given = _bias(made, giver)
-    given.add_(last.offsets.repeat_interleave(len(given) // last.channels))
-    _bias(made, LAST).add_(last.moved - last.sums @ last.offsets)
+    alike = len(_bias(state.network, giver)) // last.channels  # they are shuffled into one
+    given = last.offsets.repeat_interleave(alike)
+    made = _moved(state, {giver: given, LAST: -last.sums @ last.offsets})
+    _bias(made.network, LAST).add_(last.moved)
     return made
 
 
-def can_move_last(network: AetherNet, plan: QuantisationPlan) -> bool:
+def _moved(state: Rounded, biases: Mapping[str, Tensor]) -> Rounded:
+    """The state with something added to biases, as if it had been made of such a network."""
+    network, exact = copy.deepcopy(state.network), copy.deepcopy(state.exact)
+    for layer, more in biases.items():
+        for made in (network, exact):
+            _bias(made, layer).add_(more)
+    return replace(state, network=network, exact=exact)
+
+
+def can_move_last(state: Rounded) -> bool:
     """Whether what the last layer takes is rounded, with no activation right before it."""
-    return LAST in plan.inputs and LAST in shuffled_into(network.config).values()
+    return LAST in state.plan.inputs and LAST in shuffled_into(state.network.config).values()
 
 
 def _giver_of_last(network: AetherNet) -> str:
@@ -206,15 +254,13 @@ class _Last:
         channels: How many it takes.
     """
 
-    def __init__(
-        self, network: AetherNet, plan: QuantisationPlan, colours: Colours, giver: str
-    ) -> None:
+    def __init__(self, state: Rounded, colours: Colours, giver: str) -> None:
+        network, plan = state.network, state.plan
         self._network, self._rounding = simulate(network, plan), plan.outputs.get(LAST)
         self._mean, self._grid = added_mean(network), plan.inputs[LAST]
         self._side = CORNER * network.config.scale
         self._expected = _means(_corner(colours.of_flat, network.config.scale))
-        found = torch.cat([self._network(channels_last(x)) for x in one_by_one(colours.typical)])
-        expected = colours.of_typical
+        found, expected = _pictures(self._network, colours.typical), colours.of_typical
         shifts = _means(_inside(found, network)) - _means(_inside(expected, network))
         self._typical = shifts.mean(dim=0)
         self._weight = _weight(self._network, LAST).detach()
@@ -241,7 +287,7 @@ class _Last:
         if self._rounding is not None:
             found = self._rounding.rounded(found)
         flat = _means(self._network.restored(found - self._mean)) - self._expected
-        return flat, self._typical + moved / self._network.config.img_range
+        return flat, self._typical + moved
 
     def _of_channels(self, taken: Tensor, channels: Tensor) -> Tensor:
         result = F.conv2d(taken.transpose(0, 1), self._weight[:, channels], padding=1)
@@ -292,6 +338,10 @@ def _before_last(network: AetherNet, plan: QuantisationPlan, flat: Tensor, giver
     for patch in one_by_one(flat):
         unrounded(channels_last(patch))
     return torch.cat(found).transpose(0, 1).contiguous()
+
+
+def _pictures(network: AetherNet, patches: Tensor) -> Tensor:
+    return torch.cat([network(channels_last(patch)) for patch in one_by_one(patches)])
 
 
 def _means(pictures: Tensor) -> Tensor:

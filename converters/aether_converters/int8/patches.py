@@ -32,12 +32,14 @@ class Patches:
         seen: From which ranges and weights follow.
         held_out: On which it is measured whether that was any good.
         flat: Of one colour each, for either.
+        smooth: Whose colours run into each other, on which nothing is measured.
         more: From which a network may learn beside all that.
     """
 
     seen: tuple[Image, ...]
     held_out: tuple[Image, ...]
     flat: tuple[Image, ...] = ()
+    smooth: tuple[Image, ...] = ()
     more: tuple[Image, ...] = ()
 
     @property
@@ -75,6 +77,7 @@ def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches
         seen=tuple(_alternating(drawn[:PATCHES], kept)),
         held_out=(*drawn[PATCHES : PATCHES + HELD_OUT], *aside),
         flat=tuple(flat_patches(channels, SIDE).values()),
+        smooth=tuple(smooth_patches(channels)),
         more=tuple(drawn[PATCHES + HELD_OUT :]),
     )
 
@@ -108,6 +111,19 @@ def built_in_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> l
         (_drawing if index % 4 == 3 else _dead_leaves)(index, channels, side)
         for index in range(count)
     ]
+
+
+def smooth_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> list[Image]:
+    """Patches in which the colours of four corners run into each other, always the same.
+
+    Returns:
+        `count` arrays (1, channels, side, side) of 8-bit pixels in [0, 1].
+    """
+    down = np.linspace(0, 1, side)
+    along = np.stack([1 - down, down])
+    corners = np.random.default_rng(20250625).random((count, channels, 2, 2))
+    mixtures: NDArray[np.float64] = np.einsum("ay,ncab,bx->ncyx", along, corners, along)
+    return [_in_8_bits(mixture)[None] for mixture in mixtures]
 
 
 def _drawing(seed: int, channels: int, side: int) -> Image:

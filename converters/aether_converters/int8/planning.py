@@ -32,6 +32,7 @@ from aether_converters.int8.sensitivity import (
 )
 from aether_converters.int8.tuning import (
     SECONDS,
+    UNTUNED,
     Device,
     Gain,
     Told,
@@ -280,6 +281,7 @@ def _tuned(
         patches=desk.patches,
         calibrated=desk.planned_as,
         everything=options.everything,
+        may_lose=max(ALLOWED, options.max_loss or 0) if options.tune else UNTUNED,
         seconds=options.tune,
         device=options.device,
         told=told,

@@ -34,9 +34,11 @@ from aether_converters.int8.offsets import (
     MOST,
     SEEN,
     Colours,
+    Search,
     can_move_last,
     with_offsets_of_head,
     with_offsets_of_last,
+    with_straight_colours,
 )
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import (
@@ -75,9 +77,8 @@ TYPICAL_PATCHES: Final = 8  # beside those of one colour, where a try takes long
 
 LEAST_SHARE: Final = 1 / 3  # of the seconds asked for, in which the network learns all the same
 
-LEAST_PSNR: Final = 37.0  # dB to the float network; figures.INT8 wants 35 of finished files
+UNTUNED: Final = 0.8  # dB, see `Workbench.may_lose`; figures.INT8 wants 35 dB of finished files
 LARGEST_SHIFT: Final = 4.0  # levels of a channel's mean; figures.INT8 wants 5 of finished files
-"""Beyond that, layers go back to float."""
 
 FEW: Final = 6  # one in so many patches tells which layer costs most
 MOST_PICTURES: Final = 2000
@@ -124,6 +125,8 @@ class Workbench:
         calibrated: Makes a plan as another for a network that computes the same, in which the
             weights of some layers are others.
         everything: Whether all layers stay in int8, whatever they cost.
+        may_lose: PSNR in dB, of a network that lies 30 dB from the truth; beyond that, layers go
+            back to float.
         seconds: In which the network may learn.
         began: When making it int8 began, as `time.monotonic` has it.
         device: On which it learns.
@@ -135,6 +138,7 @@ class Workbench:
     calibrated: Callable[[QuantisationPlan, AetherNet, AbstractSet[str]], QuantisationPlan]
     seconds: float = SECONDS
     everything: bool = False
+    may_lose: float = UNTUNED
     device: Device = "cpu"
     told: Told = untold
     began: float = field(default_factory=time.monotonic)
@@ -165,7 +169,7 @@ class Workbench:
         """Whether a state is near enough to the float network to be given to anybody."""
         differences = self._differences(state)
         shift = LEVELS * max(float(d.mean(dim=(2, 3)).abs().max()) for d in differences)
-        return _mean_square(differences) <= 10 ** (-LEAST_PSNR / 10) and shift <= LARGEST_SHIFT
+        return loss_of(_mean_square(differences)) <= self.may_lose and shift <= LARGEST_SHIFT
 
     def _differences(self, state: Rounded, places: slice = slice(None)) -> list[Tensor]:
         found = _each(simulate(state.network, state.plan), self.measured_on[places])
@@ -367,7 +371,8 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     if not bench.patches.flat:
         return
-    flat, typical = _batch(bench.patches.flat), _batch(bench.patches.seen)
+    flat = _batch(bench.patches.flat)
+    typical = _batch((*bench.patches.seen, *bench.patches.smooth))
     colours = Colours(
         flat=flat,
         typical=typical,
@@ -377,19 +382,23 @@ def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     costs = macs_per_pixel(bench.exact)
     macs = sum(macs for name, macs in costs.items() if OF_HEAD.learns(name))
     macs *= (len(flat) + TYPICAL_PATCHES) * SEEN**2
-    tries = min(int(bench.seconds * SHARE_OF_COLOURS * SPEED / macs), MOST)
+    seconds = bench.seconds * SHARE_OF_COLOURS
+    tries = min(int(seconds * SPEED / macs), MOST)
 
-    def progress(done: int, total: int) -> None:
-        bench.told("flat colours", done, total)
+    def search(most: int) -> Search:
+        return Search(
+            most=most,
+            until=time.monotonic() + seconds,
+            progress=lambda done, total: bench.told("flat colours", done, total),
+        )
 
-    if tries and HEAD in state.plan.inputs:
-        few = colours.with_typical(TYPICAL_PATCHES)
-        network = with_offsets_of_head(state.network, state.plan, few, tries, progress)
-        state = replace(state, network=network)
+    if HEAD in state.plan.inputs:
+        state = with_offsets_of_head(state, colours.with_typical(TYPICAL_PATCHES), search(tries))
         yield state
-    if tries and can_move_last(state.network, state.plan):
-        network = with_offsets_of_last(state.network, state.plan, colours, tries * FASTER, progress)
-        yield replace(state, network=network)
+    state = with_straight_colours(state, colours)
+    yield state
+    if can_move_last(state):
+        yield with_offsets_of_last(state, colours, search(tries * FASTER))
 
 
 STEPS: Final = (
