@@ -186,7 +186,8 @@ class Step:
     Attributes:
         name: In words.
         states: What it makes of a network, better and better; the best of them counts.
-        worth: Of the error before: what is left has to be less, or the step was not worth it.
+        worth: Of the error before: what is left has to be less, or the step was not worth it. Above
+            1 where it brings what the error does not tell.
     """
 
     name: str
@@ -394,11 +395,10 @@ def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
 
     if HEAD in state.plan.inputs:
         state = with_offsets_of_head(state, colours.with_typical(TYPICAL_PATCHES), search(tries))
-        yield state
     state = with_straight_colours(state, colours)
-    yield state
     if can_move_last(state):
-        yield with_offsets_of_last(state, colours, search(tries * FASTER))
+        state = with_offsets_of_last(state, colours, search(tries * FASTER))
+    yield state
 
 
 STEPS: Final = (
@@ -409,7 +409,8 @@ STEPS: Final = (
     Step(name="last layer in float", states=_without_last, worth=10**-0.1),
     Step(name="head distilled", states=_head_distilled),
     Step(name="distilled", states=_distilled),
-    Step(name="even colours", states=_with_even_colours),
+    # A colour that all pixels share is seen, and weighs next to nothing in the error.
+    Step(name="even colours", states=_with_even_colours, worth=10**0.02),
 )
 """In order; each begins with the best state so far."""
 
@@ -451,15 +452,17 @@ def tune(start: Rounded, bench: Workbench) -> tuple[Rounded, tuple[Gain, ...]]:
 def without_costly_layers(state: Rounded, bench: Workbench) -> tuple[Rounded, list[str]]:
     """The state with as few layers in float as it takes to be fit for use, and why each is.
 
-    A layer that goes back to float has the weights it had; the last one always stays in int8. Costs
-    are measured once: measured anew after each layer they would take the square of the time.
+    Those that cost most for what they compute go back first, with the weights they had; one always
+    stays in int8. Costs are measured once: measured anew after each layer they would take the
+    square of the time.
     """
     said: list[str] = []
     if bench.fit(state):
         return state, said
     few = slice(None, None, FEW)
     errors = {name: bench.error(_only(state, {name}), few) for name in state.plan.inputs}
-    for name in sorted(errors, key=lambda name: -errors[name])[:-1]:
+    macs = macs_per_pixel(bench.exact)
+    for name in sorted(errors, key=lambda name: -errors[name] / macs[name])[:-1]:
         said.append(f"{name} stays float: in int8 it alone costs {loss_of(errors[name]):.2f} dB")
         state = _only(state, set(state.plan.inputs) - {name})
         if bench.fit(state):
