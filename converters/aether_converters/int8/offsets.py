@@ -1,8 +1,8 @@
 """Colours that come out as the float network's where pictures are smooth.
 
 Smooth places are rounded alike, and what that moves does not average out. How far each colour moves
-follows its value, in part, as a straight line, which the steps and the bias of the last layer take
-back.
+follows its value, in part, as a straight line, which the steps and the bias of the last layer can
+take back.
 
 Where a whole patch is of one colour all its pixels are rounded alike, and what that moves does not
 average out. An offset of a part of a step, which the next bias takes away again, changes nothing
@@ -40,9 +40,9 @@ MOST: Final = 200  # offsets before the head that are tried
 WHOLE: Final = 20  # of them for all channels, the others for a part
 PART: Final = 8  # one channel in so many
 FASTER: Final = 20  # times as many are tried before the last layer, which take less time
-ALIKE: Final = 0.004  # pictures within that of black or white are not taken for a straight line
+ENDS: Final = 0.004  # what lies within that of black or white has no shift of its own
 AT_ONCE: Final = 3  # channels that are moved there, at most
-OF_PICTURE: Final = 0.05 / LEVELS  # by how much each colour is moved there at once
+OF_PICTURE: Final = 0.05 / LEVELS  # by how much each colour is moved and strengthened there at once
 CORNER: Final = 32  # px of a patch that are looked at: its borders are a part of it as of the whole
 MARGIN: Final = 4  # px around them that the head sees, too
 SEEN: Final = CORNER + MARGIN
@@ -93,35 +93,6 @@ class Search:
                 break
             yield number
             self.progress(number + 1, self.most)
-
-
-@torch.no_grad()
-def with_straight_colours(state: Rounded, colours: Colours) -> Rounded:
-    """A copy of which colours follow those of the float network on a straight line, by regression.
-
-    The steps of the last layer's weights become others, their integers stay.
-    """
-    found = _pictures(simulate(state.network, state.plan), colours.typical)
-    found, expected = (_inside(x, state.network) for x in (found, colours.of_typical))
-    network = copy.deepcopy(state.network)
-    weight, bias = _weight(network, LAST), _bias(network, LAST)
-    mean = added_mean(network)
-    for colour in range(len(weight)):
-        gain, offset = _line(found[:, colour], expected[:, colour])
-        weight[colour] *= gain
-        bias[colour] = gain * bias[colour] + (gain - 1) * mean + offset
-    return replace(state, network=network)
-
-
-def _line(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """The gain and the offset with which values lie nearest to what is expected."""
-    within = (expected > ALIKE) & (expected < 1 - ALIKE)
-    x, y = found[within].double(), expected[within].double()
-    spread = x - x.mean()
-    if not len(x) or not float(spread.square().sum()):
-        return 1.0, 0.0
-    gain = float((spread * (y - y.mean())).sum() / spread.square().sum())
-    return gain, float(y.mean() - gain * x.mean())
 
 
 @torch.no_grad()
@@ -189,7 +160,7 @@ class _Head:
 
 @torch.no_grad()
 def with_offsets_of_last(state: Rounded, colours: Colours, search: Search) -> Rounded:
-    """As `with_offsets_of_head`, of what the last layer takes, and of the colours of its picture.
+    """As `with_offsets_of_head`, of what the last layer takes; and its colours on a straight line.
 
     Nothing but a shuffle stands before it, so what a channel adds to the picture is known apart
     from all others, and a try takes little.
@@ -202,24 +173,33 @@ def with_offsets_of_last(state: Rounded, colours: Colours, search: Search) -> Ro
     giver = _giver_of_last(state.network)
     last = _Last(state, colours, giver)
     random = torch.Generator().manual_seed(SEED)
-    least = _error(*last.shifts(last.result, last.moved))
+    gains = torch.zeros_like(last.moved)
+    least = _error(*last.shifts(last.result, last.moved, gains))
     for _ in search.tries():
         count = int(torch.randint(1, AT_ONCE + 1, (1,), generator=random))
         changed = torch.randperm(last.channels, generator=random)[:count]
         offsets = (torch.rand(count, generator=random) - 0.5) * last.step
-        of_picture = torch.rand(len(last.moved), generator=random) - 0.5
+        of_bias, of_gain = torch.rand(2, len(gains), generator=random) - 0.5
         taken, result = last.changed(changed, offsets)
-        moved = last.moved + of_picture * OF_PICTURE
-        error = _error(*last.shifts(result, moved))
+        moved, stronger = last.moved + of_bias * OF_PICTURE, gains + of_gain * OF_PICTURE
+        error = _error(*last.shifts(result, moved, stronger))
         if error < least:
             least = error
             last.taken[changed], last.offsets[changed] = taken, offsets
-            last.result, last.moved = result, moved
+            last.result, last.moved, gains = result, moved, stronger
     alike = len(_bias(state.network, giver)) // last.channels  # they are shuffled into one
     given = last.offsets.repeat_interleave(alike)
     made = _moved(state, {giver: given, LAST: -last.sums @ last.offsets})
+    _strengthen(made.network, 1 + gains)
     _bias(made.network, LAST).add_(last.moved)
     return made
+
+
+def _strengthen(network: AetherNet, gains: Tensor) -> None:
+    """Colours so many times as strong: the last layer's steps change, its integers stay."""
+    weight, bias = _weight(network, LAST), _bias(network, LAST)
+    weight.mul_(gains[:, None, None, None])
+    bias.mul_(gains).add_((gains - 1) * added_mean(network))
 
 
 def _moved(state: Rounded, biases: Mapping[str, Tensor]) -> Rounded:
@@ -246,7 +226,7 @@ class _Last:
 
     Attributes:
         offsets: (C), of the channels it takes.
-        moved: (K), by how much the colours of its result are moved.
+        moved: (K), by how much the colours of the picture are moved.
         taken: (C, N, H, W), what it takes, with offsets and rounded.
         result: (N, K, H, W), what it gives, before it is rounded and moved.
         sums: (K, C), what becomes of an offset of each channel.
@@ -260,9 +240,10 @@ class _Last:
         self._mean, self._grid = added_mean(network), plan.inputs[LAST]
         self._side = CORNER * network.config.scale
         self._expected = _means(_corner(colours.of_flat, network.config.scale))
-        found, expected = _pictures(self._network, colours.typical), colours.of_typical
-        shifts = _means(_inside(found, network)) - _means(_inside(expected, network))
-        self._typical = shifts.mean(dim=0)
+        expected = _inside(colours.of_typical, network)
+        found = _inside(_pictures(self._network, colours.typical), network)
+        self._values = _by_value(found, expected)
+        self._typical = self._values - _by_value(expected, expected)
         self._weight = _weight(self._network, LAST).detach()
         self.sums = self._weight.sum(dim=(2, 3))
         self._given = _before_last(network, plan, colours.flat, giver)
@@ -281,13 +262,13 @@ class _Last:
         away = self.sums[:, channels] @ (offsets - self.offsets[channels])
         return taken, result - away[:, None, None]
 
-    def shifts(self, result: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-        """How far colours move: of flat patches (N, K), and of the others on average (K)."""
-        found = result + (moved + self._mean)[:, None, None]
+    def shifts(self, result: Tensor, moved: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+        """How far colours move: of flat patches (N, K), and of the others by value (3, K)."""
+        found = (result + self._mean) * (1 + gains)[:, None, None] + moved[:, None, None]
         if self._rounding is not None:
             found = self._rounding.rounded(found)
         flat = _means(self._network.restored(found - self._mean)) - self._expected
-        return flat, self._typical + moved
+        return flat, self._typical + self._values * gains + moved
 
     def _of_channels(self, taken: Tensor, channels: Tensor) -> Tensor:
         result = F.conv2d(taken.transpose(0, 1), self._weight[:, channels], padding=1)
@@ -296,7 +277,7 @@ class _Last:
 
 def _error(flat: Tensor, typical: Tensor) -> float:
     """How far colours move, of fourth powers, for which the worst counts most."""
-    return float(torch.cat([flat, TYPICAL * typical[None]]).pow(4).sum())
+    return float(torch.cat([flat, TYPICAL * typical.reshape(-1, flat.shape[1])]).pow(4).sum())
 
 
 def _before_head(network: AetherNet, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,6 +328,15 @@ def _pictures(network: AetherNet, patches: Tensor) -> Tensor:
 def _means(pictures: Tensor) -> Tensor:
     """Of each channel of pictures (N, K, H, W), black being 0 and white 1."""
     return pictures.clamp(0, 1).double().mean(dim=(2, 3))
+
+
+def _by_value(pictures: Tensor, expected: Tensor) -> Tensor:
+    """The mean of each channel where it is expected to be dark, middling and bright: (3, K)."""
+    pictures, expected = (x.transpose(0, 1).flatten(1).double() for x in (pictures, expected))
+    within = (expected > ENDS) & (expected < 1 - ENDS)
+    third = (3 * expected).long().clamp(0, 2)
+    places = [within & (third == number) for number in range(3)]
+    return torch.stack([(pictures * at).sum(dim=1) / at.sum(dim=1).clamp(min=1) for at in places])
 
 
 def _inside(pictures: Tensor, network: AetherNet) -> Tensor:

@@ -38,7 +38,6 @@ from aether_converters.int8.offsets import (
     can_move_last,
     with_offsets_of_head,
     with_offsets_of_last,
-    with_straight_colours,
 )
 from aether_converters.int8.patches import Patches
 from aether_converters.int8.plan import (
@@ -393,9 +392,10 @@ def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
             progress=lambda done, total: bench.told("flat colours", done, total),
         )
 
+    if not (HEAD in state.plan.inputs or can_move_last(state)):
+        return
     if HEAD in state.plan.inputs:
         state = with_offsets_of_head(state, colours.with_typical(TYPICAL_PATCHES), search(tries))
-    state = with_straight_colours(state, colours)
     if can_move_last(state):
         state = with_offsets_of_last(state, colours, search(tries * FASTER))
     yield state
@@ -410,7 +410,7 @@ STEPS: Final = (
     Step(name="head distilled", states=_head_distilled),
     Step(name="distilled", states=_distilled),
     # A colour that all pixels share is seen, and weighs next to nothing in the error.
-    Step(name="even colours", states=_with_even_colours, worth=10**0.02),
+    Step(name="even colours", states=_with_even_colours, worth=10**0.03),
 )
 """In order; each begins with the best state so far."""
 
