@@ -4,9 +4,8 @@ Smooth places are rounded alike, and what that moves does not average out. How f
 follows its value, in part, as a straight line, which the steps and the bias of the last layer can
 take back.
 
-Where a whole patch is of one colour all its pixels are rounded alike, and what that moves does not
-average out. An offset of a part of a step, which the next bias takes away again, changes nothing
-but how values are rounded: of many, those are kept with which flat colours move least.
+The rest is moved by offsets: one of a part of a step, which the next bias takes away again, changes
+nothing but how values are rounded. Of many, those are kept with which flat colours move least.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ MOST: Final = 200  # offsets before the head that are tried
 WHOLE: Final = 20  # of them for all channels, the others for a part
 PART: Final = 8  # one channel in so many
 FASTER: Final = 20  # times as many are tried before the last layer, which take less time
-ENDS: Final = 0.004  # what lies within that of black or white has no shift of its own
 AT_ONCE: Final = 3  # channels that are moved there, at most
 OF_PICTURE: Final = 0.05 / LEVELS  # by how much each colour is moved and strengthened there at once
 CORNER: Final = 32  # px of a patch that are looked at: its borders are a part of it as of the whole
 MARGIN: Final = 4  # px around them that the head sees, too
 SEEN: Final = CORNER + MARGIN
 INSIDE: Final = 8  # px of the borders are left out: photographs have few of them
+ENDS: Final = 0.004  # what lies nearer to black or white is cut off there, and tells no shift
 TYPICAL: Final = 4.0  # times the shift of a flat patch that the mean one of all others counts
 
 
