@@ -228,7 +228,7 @@ def test_what_ends_at_black_and_white_tells_nothing():
 
 
 def test_smooth_patches_hold_all_colours_and_no_edges():
-    patches = np.concatenate(smooth_patches(3))
+    patches = np.concatenate(smooth_patches(3, 16))
     assert patches.shape == (16, 3, 64, 64)
     assert np.abs(np.diff(patches, axis=2)).max() < 8 / LEVELS
     assert patches.min() < 0.05

@@ -21,6 +21,7 @@ from aether_converters.int8.plan import (
     LAST,
     MAIN,
     PICTURE,
+    PIECES,
     PIXELS,
     SUM,
     Grid,
@@ -34,6 +35,7 @@ from aether_converters.int8.plan import (
     shifted_layers,
     shuffled_into,
     skip_integers,
+    spanning_grid,
     symmetric_grid,
 )
 from aether_converters.int8.weights import WEIGHT_LIMIT, quantised_weight
@@ -217,6 +219,8 @@ def _grids(
     def grid(point: Point, low: float, high: float) -> Grid:
         if joins and point == Point(SUM, "input"):  # the picture has its 0 in the middle
             return symmetric_grid(max(abs(low), abs(high)), signed=False)
+        if point == Point(SUM, "output"):  # rounded once more where the skip is added to it
+            return spanning_grid(low, high, signed=False, pieces=PIECES)
         if point in from_zero:
             low = 0.0
         return grid_for(low, high, target, shifted=point in shifted)

@@ -34,8 +34,12 @@ from aether_converters.int8.weights import limited, neighbours, row_steps, settl
 from aether_core import AetherNet
 from aether_spandrel.inference import channels_last
 
-COLOUR: Final = 1.0
-"""How much the mean error of a channel counts beside that of its pixels: the eye sees it."""
+COLOUR: Final = 10.0
+"""How much the mean error of a channel around a place counts beside that of its pixels.
+
+The eye sees it, and what is learnt of many small places holds for colours that it has not seen.
+"""
+PLACE: Final = 16  # px of a result, each way
 
 WEIGHT_RATE: Final = 0.02
 """Of weights, in steps of their grids: how large a layer's are has no say in how it learns."""
@@ -97,8 +101,9 @@ class Lessons:
 
 
 def picture_error(differences: Tensor) -> Tensor:
-    """What is made small: the squared error of pixels and, weighed, of each channel's mean."""
-    return differences.square().mean() + COLOUR * differences.mean(dim=(2, 3)).square().mean()
+    """What is made small: the squared error of pixels and, weighed, of what places share."""
+    shared = F.avg_pool2d(differences, PLACE)
+    return differences.square().mean() + COLOUR * shared.square().mean()
 
 
 def distilled(

@@ -230,13 +230,13 @@ class _CpuWriter(_Writer):
         self._turned: dict[tuple[str, bool], str] = {}
         self._shuffle: NodeProto | None = None  # what follows the last layer instead
         self._skip: Tensor | None = None  # weights that join those of the layer `SUM`
-        self._channels = 0  # that the last layer has for the picture
+        self._channels: dict[str, int] = {}  # that layers give in each piece
 
     def write(self) -> None:
         """Write every node, the head rearranged for integers."""
         self._join_mean()
         self._convolve_before_shuffle()
-        self._divide_picture()
+        self._divide_results()
         super().write()
 
     def _join_mean(self) -> None:
@@ -275,23 +275,25 @@ class _CpuWriter(_Writer):
             rows = self.constants[name]
             self.constants[name] = rows.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1)
 
-    def _divide_picture(self) -> None:
-        """Let the last layer give each piece of its range by itself, in whole blocks of channels.
+    def _divide_results(self) -> None:
+        """Let layers give each piece of their range by itself, in whole blocks of channels.
 
         What lies below a piece becomes its smallest value and what lies above its largest, so that
         all pieces together are the value.
         """
-        grid = self.plan.outputs.get(LAST)
-        if grid is None:
-            return
-        last = next(node for node in self.source if node.name == LAST)
-        weight, bias = (self.constants[name] for name in last.input[1:])
-        self._channels = len(bias)
-        begins = [piece * LEVELS * grid.scale for piece in range(grid.pieces)]
-        wide = -len(begins) * len(bias) % CHANNEL_BLOCK
-        weight, bias = torch.cat([weight] * len(begins)), torch.cat([bias - b for b in begins])
-        self.constants[last.input[1]] = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, wide))
-        self.constants[last.input[2]] = F.pad(bias, (0, wide))
+        for node in self.source:
+            grid = self.plan.outputs.get(node.name)
+            if grid is None or (grid.pieces == 1 and node.name != LAST):
+                continue
+            weight, bias = (self.constants[name] for name in node.input[1:])
+            self._channels[node.name] = len(bias)
+            begins = [
+                (piece * LEVELS - grid.zero_point) * grid.scale for piece in range(grid.pieces)
+            ]
+            wide = -len(begins) * len(bias) % CHANNEL_BLOCK
+            weight, bias = torch.cat([weight] * len(begins)), torch.cat([bias - b for b in begins])
+            self.constants[node.input[1]] = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, wide))
+            self.constants[node.input[2]] = F.pad(bias, (0, wide))
 
     def turned(self, name: str, channels_last: bool) -> str:
         """A tensor in the wanted order; transposed once for all who take it."""
@@ -409,9 +411,9 @@ class _CpuWriter(_Writer):
         result = self.add(node, operands)
         if given is None:
             return result
+        if node.name in self._channels:
+            return self._put_together(node, result, given)
         integers = self.integers(result, given)
-        if self._channels and node.name == LAST:
-            return self._picture(self.floats(integers), given.pieces)
         if not node.name.endswith(MAIN):
             return self.floats(integers)
         # Its product with the gate lies as the gate does.
@@ -446,24 +448,26 @@ class _CpuWriter(_Writer):
             integers = unsigned(integers)
         return integers, steps
 
-    def _picture(self, name: str, pieces: int) -> str:
-        """The last layer's pieces added up, and shuffled if nothing has shuffled its input.
+    def _put_together(self, node: NodeProto, result: str, grid: Grid) -> str:
+        """A layer's pieces added up, and shuffled if nothing has shuffled what it takes.
 
         As floats: onnxruntime 1.17 shuffles no integers.
         """
-        ends = [
-            self.constant(torch.tensor([piece * self._channels]), f"piece_{piece}")
-            for piece in range(pieces + 1)
-        ]
-        axis = self.constant(torch.tensor([1]), "axis_of_channels")
-        parts = [
-            self.graph.add("Slice", [name, *between, axis], f"picture_{number}")
-            for number, between in enumerate(itertools.pairwise(ends))
-        ]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = self.graph.add("Add", [whole, part], f"{part}_added")
-        return whole if self._shuffle is None else self.add(self._shuffle, [whole])
+        integers = self.integers(result, replace(grid, zero_point=0, pieces=1))
+        channels, axis = self._channels[node.name], self.constant(torch.tensor([1]), "channel_axis")
+        whole = ""
+        for piece in range(grid.pieces):
+            ends = [
+                self.constant(torch.tensor([end]), f"channel_{end}")
+                for end in (piece * channels, (piece + 1) * channels)
+            ]
+            name = f"{node.name}.piece_{piece}"
+            values = self.graph.add("Slice", [integers.values, *ends, axis], name)
+            zero_point = min(max(grid.zero_point - piece * LEVELS, 0), LEVELS)
+            part = self.floats(self._on_grid(values, replace(grid, zero_point=zero_point)))
+            whole = self.graph.add("Add", [whole, part], f"{name}.added") if whole else part
+        shuffle = self._shuffle if node.name == LAST else None
+        return self.add(shuffle, [whole]) if shuffle else whole
 
     def _integers_of(self, name: str) -> _Integers | None:
         """The integers that a tensor of floats was made from, if it was."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aether_converters.int8.plan import (
     LAST,
-    PIXELS,
+    PIECES,
     SUM,
     TARGETS,
     Grid,
@@ -27,6 +27,7 @@ from aether_core import RGB_MEAN, AetherNet
 from aether_spandrel.errors import CheckpointError, reason
 
 GRIDS: Final = ("inputs", "outputs", "activations")
+DIVIDED: Final = frozenset((SUM, LAST))  # layers whose result may be in pieces
 
 
 def plan_text(plan: QuantisationPlan) -> str:
@@ -73,7 +74,8 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
         place: {str(name): _grid(*entry) for name, entry in said[place].items()} for place in GRIDS
     }
     for place, name, grid in [(p, n, grid) for p in GRIDS for n, grid in grids[p].items()]:
-        most = PIXELS.pieces if (place, name) == ("outputs", LAST) else 1
+        divided = place == "outputs" and name in DIVIDED and not grid.signed
+        most = PIECES if divided else 1
         if not 1 <= grid.pieces <= most:
             raise ValueError(f"{grid.pieces} pieces of {name}")
     unknown = (grids["inputs"].keys() | grids["outputs"].keys()) - layers_of(network).keys()

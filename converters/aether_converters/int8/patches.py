@@ -20,6 +20,7 @@ SIDE: Final = 64  # px of a patch
 PART: Final = 32  # px of one that is flat, where it is not learnt from
 PATCHES: Final = 16
 HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
+SMOOTH: Final = 4  # smooth patches: photographs are seldom as smooth, and none has their errors
 MORE: Final = 32  # drawn patches for a network that learns
 ASIDE: Final = 4  # every such patch of the user's is held out, too
 
@@ -46,6 +47,11 @@ class Patches:
     def shown(self) -> tuple[Image, ...]:
         """What is seen and a part of each that is flat, which tells as much."""
         return (*self.seen, *self._parts_of_flat)
+
+    @property
+    def learnt_from(self) -> tuple[Image, ...]:
+        """What a network learns from, flat and smooth colours among it."""
+        return (*self.seen, *self.flat, *self.smooth)
 
     @property
     def measured(self) -> tuple[Image, ...]:
@@ -113,7 +119,7 @@ def built_in_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> l
     ]
 
 
-def smooth_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> list[Image]:
+def smooth_patches(channels: int, count: int = SMOOTH, side: int = SIDE) -> list[Image]:
     """Patches in which the colours of four corners run into each other, always the same.
 
     Returns:

@@ -74,12 +74,12 @@ def symmetric_grid(amax: float, *, signed: bool) -> Grid:
     return Grid(scale, 0 if signed else 128, signed)
 
 
-def spanning_grid(low: float, high: float, *, signed: bool) -> Grid:
+def spanning_grid(low: float, high: float, *, signed: bool, pieces: int = 1) -> Grid:
     """The grid from `low` to `high`, with 0 on it."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / LEVELS, 1e-12)
-    zero_point = min(max(round(-low / scale), 0), LEVELS)
-    return Grid(float(torch.tensor(scale)), zero_point - 128 * signed, signed)
+    low, high, levels = min(low, 0.0), max(high, 0.0), LEVELS * pieces
+    scale = max((high - low) / levels, 1e-12)
+    zero_point = min(max(round(-low / scale), 0), levels)
+    return Grid(float(torch.tensor(scale)), zero_point - 128 * signed, signed, pieces)
 
 
 def grid_for(low: float, high: float, target: Target, *, shifted: bool = False) -> Grid:

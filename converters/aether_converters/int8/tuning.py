@@ -152,10 +152,9 @@ class Workbench:
         object.__setattr__(self, "measured_on", measured_on)
         object.__setattr__(self, "expected", _each(self.exact, measured_on))
 
-    def error(self, state: Rounded, places: slice = slice(None)) -> float:
-        """How far a state lies from the float network, on some patches; see `picture_error`."""
-        errors = [float(picture_error(d)) for d in self._differences(state, places)]
-        return sum(errors) / len(errors)
+    def squares(self, state: Rounded, places: slice) -> float:
+        """The mean squared error of a state on some patches, which says what PSNR it loses."""
+        return _mean_square(self._differences(state, places))
 
     def measured(self, state: Rounded) -> tuple[float, float]:
         """The error of a state, and its PSNR to the float network in dB."""
@@ -347,14 +346,14 @@ OF_ALL: Final = _Course(
 
 
 def _head_distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    pictures = (*bench.patches.seen, *bench.patches.flat, *bench.patches.more)
+    pictures = (*bench.patches.learnt_from, *bench.patches.more)
     lessons = OF_HEAD.lessons(bench, pictures)
     taken = _given_by_body(simulate(state.network, state.plan), _batch(pictures))
     return _learning(state, bench, replace(lessons, taken=taken.to(bench.device)))
 
 
 def _distilled(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
-    pictures = (*bench.patches.seen, *bench.patches.flat)
+    pictures = bench.patches.learnt_from
     return _learning(state, bench, OF_ALL.lessons(bench, pictures))
 
 
@@ -460,7 +459,7 @@ def without_costly_layers(state: Rounded, bench: Workbench) -> tuple[Rounded, li
     if bench.fit(state):
         return state, said
     few = slice(None, None, FEW)
-    errors = {name: bench.error(_only(state, {name}), few) for name in state.plan.inputs}
+    errors = {name: bench.squares(_only(state, {name}), few) for name in state.plan.inputs}
     macs = macs_per_pixel(bench.exact)
     for name in sorted(errors, key=lambda name: -errors[name] / macs[name])[:-1]:
         said.append(f"{name} stays float: in int8 it alone costs {loss_of(errors[name]):.2f} dB")
