@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from aether_converters.int8.inputs import Pictures, watch_inputs
 from aether_converters.int8.migration import Passage, passages
+from aether_converters.int8.one_thread import in_one_thread
 from aether_converters.int8.plan import LEVELS, QuantisationPlan, Target
 from aether_converters.int8.weights import WEIGHT_LIMIT
 from aether_core import AetherNet
@@ -201,13 +202,14 @@ def _searched(cost: Callable[[Tensor, float], Tensor], channels: int, weighs: Te
     frame = _orthogonal(start) * weighs.sqrt()
     frame.requires_grad_()
     optimiser = torch.optim.Adam([frame])
-    for step in range(STEPS):
-        falling = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        optimiser.param_groups[0]["lr"] = RATE * falling * float(frame.detach().abs().mean())
-        sharpness = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * step / STEPS
-        optimiser.zero_grad()
-        cost(frame, sharpness).log().backward()
-        optimiser.step()
+    with in_one_thread():
+        for step in range(STEPS):
+            falling = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+            optimiser.param_groups[0]["lr"] = RATE * falling * float(frame.detach().abs().mean())
+            sharpness = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * step / STEPS
+            optimiser.zero_grad()
+            cost(frame, sharpness).log().backward()
+            optimiser.step()
     return frame.detach()
 
 

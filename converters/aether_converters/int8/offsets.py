@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from aether_converters.int8.distillation import SEED, Rounded, of_head
 from aether_converters.int8.inputs import one_by_one
+from aether_converters.int8.one_thread import in_one_thread
 from aether_converters.int8.plan import (
     HEAD,
     LAST,
@@ -174,18 +175,19 @@ def with_offsets_of_last(state: Rounded, colours: Colours, search: Search) -> Ro
     random = torch.Generator().manual_seed(SEED)
     gains = torch.zeros_like(last.moved)
     least = _error(*last.shifts(last.result, last.moved, gains))
-    for _ in search.tries():
-        count = int(torch.randint(1, AT_ONCE + 1, (1,), generator=random))
-        changed = torch.randperm(last.channels, generator=random)[:count]
-        offsets = (torch.rand(count, generator=random) - 0.5) * last.step
-        of_bias, of_gain = torch.rand(2, len(gains), generator=random) - 0.5
-        taken, result = last.changed(changed, offsets)
-        moved, stronger = last.moved + of_bias * OF_PICTURE, gains + of_gain * OF_PICTURE
-        error = _error(*last.shifts(result, moved, stronger))
-        if error < least:
-            least = error
-            last.taken[changed], last.offsets[changed] = taken, offsets
-            last.result, last.moved, gains = result, moved, stronger
+    with in_one_thread():
+        for _ in search.tries():
+            count = int(torch.randint(1, AT_ONCE + 1, (1,), generator=random))
+            changed = torch.randperm(last.channels, generator=random)[:count]
+            offsets = (torch.rand(count, generator=random) - 0.5) * last.step
+            of_bias, of_gain = torch.rand(2, len(gains), generator=random) - 0.5
+            taken, result = last.changed(changed, offsets)
+            moved, stronger = last.moved + of_bias * OF_PICTURE, gains + of_gain * OF_PICTURE
+            error = _error(*last.shifts(result, moved, stronger))
+            if error < least:
+                least = error
+                last.taken[changed], last.offsets[changed] = taken, offsets
+                last.result, last.moved, gains = result, moved, stronger
     alike = len(_bias(state.network, giver)) // last.channels  # they are shuffled into one
     given = last.offsets.repeat_interleave(alike)
     made = _moved(state, {giver: given, LAST: -last.sums @ last.offsets})

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aether_converters.int8.inputs import Pictures, watch_inputs
+from aether_converters.int8.one_thread import in_one_thread
 from aether_converters.int8.plan import QuantisationPlan, shifted_layers, starts_at_zero
 from aether_converters.int8.weights import (
     PAIR_LIMIT,
@@ -202,18 +203,19 @@ def _compensated(
     limits = torch.full_like(steps, WEIGHT_LIMIT)
     for block in _blocks(weight.shape[2]):
         errors: list[Tensor] = []
-        for column in range(block.start, block.stop):
-            value = left[:, :, column : column + 1]
-            low, high = -limits, limits
-            if partners[column] < column:
-                partner = (rounded[:, :, partners[column], None] / steps).round()
-                low = torch.maximum(low, -PAIR_LIMIT - partner.clamp(max=0))
-                high = torch.minimum(high, PAIR_LIMIT - partner.clamp(min=0))
-            nearest = (value / steps).round().clamp(low, high) * steps
-            rounded[:, :, column : column + 1] = nearest
-            errors.append((value - nearest) / factor[:, column, column][:, None, None])
-            later = factor[:, column : column + 1, column : block.stop]
-            left[:, :, column : block.stop] -= errors[-1] * later
+        with in_one_thread():
+            for column in range(block.start, block.stop):
+                value = left[:, :, column : column + 1]
+                low, high = -limits, limits
+                if partners[column] < column:
+                    partner = (rounded[:, :, partners[column], None] / steps).round()
+                    low = torch.maximum(low, -PAIR_LIMIT - partner.clamp(max=0))
+                    high = torch.minimum(high, PAIR_LIMIT - partner.clamp(min=0))
+                nearest = (value / steps).round().clamp(low, high) * steps
+                rounded[:, :, column : column + 1] = nearest
+                errors.append((value - nearest) / factor[:, column, column][:, None, None])
+                later = factor[:, column : column + 1, column : block.stop]
+                left[:, :, column : block.stop] -= errors[-1] * later
         left[:, :, block.stop :] -= torch.cat(errors, dim=2) @ factor[:, block, block.stop :]
     return torch.empty_like(weight).scatter(2, columns, rounded)
 

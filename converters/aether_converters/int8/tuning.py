@@ -23,7 +23,6 @@ from aether_converters.int8.distillation import (
     Rounded,
     distilled,
     of_head,
-    picture_error,
     whole,
 )
 from aether_converters.int8.inputs import one_by_one
@@ -157,11 +156,12 @@ class Workbench:
         return _mean_square(self._differences(state, places))
 
     def measured(self, state: Rounded) -> tuple[float, float]:
-        """The error of a state, and its PSNR to the float network in dB."""
+        """The error of a state, in pixels and colours, and its PSNR to the float network in dB."""
         differences = self._differences(state)
-        errors = [float(picture_error(d)) for d in differences]
         squares = max(_mean_square(differences), 1e-20)
-        return sum(errors) / len(errors), -10 * math.log10(squares)
+        # Colours that a later step makes even must not decide whether an earlier one is kept.
+        colours = _mean_square([d.mean(dim=(2, 3)) for d in differences])
+        return squares + colours, -10 * math.log10(squares)
 
     def fit(self, state: Rounded) -> bool:
         """Whether a state is near enough to the float network to be given to anybody."""
