@@ -101,7 +101,11 @@ class Lessons:
 
 
 def picture_error(differences: Tensor) -> Tensor:
-    """What is made small: the squared error of pixels and, weighed, of what places share."""
+    """What is made small: the squared error of pixels and, weighed, of what places share.
+
+    Args:
+        differences: (N, C, H, W), of pictures of at least `PLACE` px each way.
+    """
     shared = F.avg_pool2d(differences, PLACE)
     return differences.square().mean() + COLOUR * shared.square().mean()
 
