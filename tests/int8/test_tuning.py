@@ -663,6 +663,10 @@ def test_a_tuned_checkpoint_serves_the_other_target_and_one_size(tmp_path: Path)
         '[1, 0, true, 2]}, "activations": {}}',
         '{"target": "cpu", "inputs": {"conv_last": [1, 0, false]}, "outputs": {"upsample.0": '
         '[1, 0, false, 2]}, "activations": {}}',
+        '{"target": "cpu", "inputs": {"conv_before_upsample.0": [1, 128, false, 2]}, '
+        '"outputs": {}, "activations": {}}',
+        '{"target": "tensorrt", "inputs": {"conv_before_upsample.0": [1, 255, false, 2]}, '
+        '"outputs": {}, "activations": {}}',
     ],
 )
 def test_a_damaged_plan_is_refused(damage: str, tmp_path: Path):

@@ -16,12 +16,14 @@ from torch import Tensor
 from aether_converters.graphs.onnx_graph import build_onnx
 from aether_converters.int8.calibration import Form, calibrate
 from aether_converters.int8.graph import quantise
+from aether_converters.int8.keeping import kept_plan, plan_text
 from aether_converters.int8.patches import built_in_patches
 from aether_converters.int8.plan import (
     HEAD,
     SUM,
     Grid,
     QuantisationPlan,
+    by_sign,
     chosen_layers,
     layers_of,
     recentred,
@@ -29,6 +31,7 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.int8.rounding import rounded_rows
 from aether_converters.int8.weights import PAIR_LIMIT, neighbours, quantised_weight
+from aether_converters.runtimes.pytorch import TUNED
 from aether_core import AetherNet
 from tests.support.tiny import tiny
 
@@ -149,8 +152,9 @@ def test_a_file_for_cpus_holds_nothing_that_16_bits_do_not(scale: int, everythin
         assert most_of_two(rows) <= PAIR_LIMIT, name
 
 
-def test_kernels_that_add_in_16_bits_compute_the_same():
-    network, plan = planned(2)
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+def test_kernels_that_add_in_16_bits_compute_the_same(joined: bool):
+    network, plan = planned(2) if joined else apart(2)
     levels = np.random.default_rng(0).choice([0, 255], (1, 3, 24, 24))
     picture = torch.from_numpy(levels / 255).float()
     model = written(network, plan)
@@ -200,6 +204,32 @@ def test_what_is_rounded_once_more_is_given_in_half_steps():
     steps = Grid(2 * halves.scale, round(halves.zero_point / 2), signed=False)
     errors = [noise(network, replace(plan, outputs={SUM: grid})) for grid in (halves, steps)]
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_a_sum_that_is_not_joined_is_taken_with_its_sign_apart():
+    network, plan = apart(2)
+    signs = plan.inputs[HEAD]
+    assert by_sign(signs)
+    assert_written_as_simulated(network, plan.only({HEAD}))
+    *_, weight = (t for t in written(network, plan).graph.initializer if t.name == f"{HEAD}.weight")
+    above, below = np.split(numpy_helper.to_array(weight).astype(int), 2, axis=1)
+    assert np.array_equal(above, -below)
+    _, joined = planned(2)
+    assert signs.scale < 0.65 * joined.inputs[HEAD].scale
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+def test_a_plan_is_kept_as_it_is(joined: bool):
+    network, plan = planned(2) if joined else apart(2)
+    assert kept_plan({TUNED: plan_text(plan)}, network) == plan
+
+
+@pytest.mark.parametrize(("width", "signs_apart"), [(12, True), (15, False)])
+def test_an_odd_number_of_channels_keeps_its_neighbours(width: int, signs_apart: bool):
+    network = recentred(tiny(embed_dim=width).fuse_model().requires_grad_(False))
+    layers = chosen_layers(network, "cpu")
+    plan = calibrate(network, "cpu", layers, built_in_patches(3, 2, 32), form=Form(joined=False))
+    assert by_sign(plan.inputs[HEAD]) == signs_apart
 
 
 def apart(scale: int) -> tuple[AetherNet, QuantisationPlan]:

@@ -27,6 +27,7 @@ from aether_converters.int8.plan import (
     Grid,
     QuantisationPlan,
     Target,
+    by_sign_grid,
     can_join,
     grid_for,
     has_picture_grid,
@@ -215,12 +216,15 @@ def _grids(
     config: AetherConfig, target: Target, *, joins: bool, from_zero: AbstractSet[Point]
 ) -> Grids:
     shifted = [Point(name, "input") for name in shifted_layers(config)]
+    head_by_sign = target == "cpu" and not joins and config.embed_dim % 2 == 0
 
     def grid(point: Point, low: float, high: float) -> Grid:
         if joins and point == Point(SUM, "input"):  # the picture has its 0 in the middle
             return symmetric_grid(max(abs(low), abs(high)), signed=False)
         if point == Point(SUM, "output"):  # rounded once more where the skip is added to it
             return spanning_grid(low, high, signed=False, pieces=PIECES)
+        if head_by_sign and point == Point(HEAD, "input"):
+            return by_sign_grid(max(abs(low), abs(high)))
         if point in from_zero:
             low = 0.0
         return grid_for(low, high, target, shifted=point in shifted)

@@ -32,6 +32,7 @@ from aether_converters.int8.plan import (
     Grid,
     QuantisationPlan,
     Target,
+    by_sign,
     skip_integers,
     starts_at_zero,
 )
@@ -398,12 +399,7 @@ class _CpuWriter(_Writer):
 
     def convolution(self, node: NodeProto) -> str:
         """A convolution from integers to integers, which onnxruntime orders as it likes."""
-        name, grid = self.names[node.input[0]], self.plan.inputs[node.name]
-        integers = self._integers_of(name)
-        if integers is None or integers != self._on_grid(integers.values, grid):
-            integers = self.integers(name, grid)
-            self.known(integers.values, name in self.channels_last)
-        integers = replace(integers, values=self.turned(integers.values, False))
+        integers = self._taken(self.names[node.input[0]], self.plan.inputs[node.name])
         given = self.plan.outputs.get(node.name)
         if node.name == SUM and self.plan.joined is not None:
             integers, given = self._with_picture(node, integers), self.plan.joined
@@ -419,6 +415,27 @@ class _CpuWriter(_Writer):
         # Its product with the gate lies as the gate does.
         values = self.turned(integers.values, True)
         return self.known(self.floats(replace(integers, values=values)), True)
+
+    def _taken(self, name: str, grid: Grid) -> _Integers:
+        """A tensor rounded to a grid, channels first: if it was made from such integers, those."""
+        integers = self._integers_of(name)
+        if by_sign(grid):
+            integers = self._by_sign(name, grid)
+        elif integers is None or integers != self._on_grid(integers.values, grid):
+            integers = self.integers(name, grid)
+            self.known(integers.values, name in self.channels_last)
+        return replace(integers, values=self.turned(integers.values, False))
+
+    def _by_sign(self, name: str, grid: Grid) -> _Integers:
+        """What lies above 0 and what lies below, each from 0 on and in channels of its own."""
+        last = name in self.channels_last
+        from_zero = replace(grid, zero_point=0, pieces=1)
+        negative = self.graph.add("Neg", [name], f"{name}.negative")
+        above, below = (self.integers(part, from_zero) for part in (name, negative))
+        taken_from = [above.values, below.values]
+        axis = AXES_CHANNELS_LAST[1] if last else 1
+        values = self.graph.add("Concat", taken_from, f"{name}.by_sign", axis=axis)
+        return replace(above, values=self.known(values, last))
 
     def _with_picture(self, node: NodeProto, body: _Integers) -> _Integers:
         """What the layer `SUM` takes, and the picture, of which it makes the skip.
@@ -444,6 +461,8 @@ class _CpuWriter(_Writer):
         integers, steps = super().quantised(node)
         if node.name == SUM and self._skip is not None:
             integers = torch.cat([integers, self._skip.to(torch.int8)], dim=1)
+        if by_sign(self.plan.inputs[node.name]):
+            integers = torch.cat([integers, -integers], dim=1)
         if node.name in self.plan.trained and integers.shape[1] > 1 and overflows(integers):
             integers = unsigned(integers)
         return integers, steps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aether_converters.int8.plan import (
+    HEAD,
     LAST,
     PIECES,
     SUM,
@@ -18,6 +19,7 @@ from aether_converters.int8.plan import (
     Grid,
     QuantisationPlan,
     Target,
+    by_sign,
     can_join,
     layers_of,
     recentred,
@@ -74,9 +76,8 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
         place: {str(name): _grid(*entry) for name, entry in said[place].items()} for place in GRIDS
     }
     for place, name, grid in [(p, n, grid) for p in GRIDS for n, grid in grids[p].items()]:
-        divided = place == "outputs" and name in DIVIDED and not grid.signed
-        most = PIECES if divided else 1
-        if not 1 <= grid.pieces <= most:
+        divided = target == "cpu" and _can_be_divided(place, name, grid)
+        if not 1 <= grid.pieces <= (PIECES if divided else 1):
             raise ValueError(f"{grid.pieces} pieces of {name}")
     unknown = (grids["inputs"].keys() | grids["outputs"].keys()) - layers_of(network).keys()
     parts = {name for name, _ in cast(Any, network).named_modules()}
@@ -95,6 +96,12 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
         trained=frozenset(said.get("trained", ())) & grids["inputs"].keys(),
         joined=joined,
     )
+
+
+def _can_be_divided(place: str, layer: str, grid: Grid) -> bool:
+    if place == "inputs":
+        return layer == HEAD and by_sign(grid)
+    return place == "outputs" and layer in DIVIDED and not grid.signed
 
 
 def _grid(scale: float, zero_point: int, signed: bool, pieces: int = 1) -> Grid:

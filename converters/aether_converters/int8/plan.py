@@ -37,6 +37,7 @@ LAST: Final = "conv_last"
 GATE: Final = "fc1_gate"
 MAIN: Final = "fc1_main"
 LEVELS: Final = 255  # of an 8-bit picture
+PIECES: Final = 2  # of 8 bits, of which one number may be the sum
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,25 @@ def spanning_grid(low: float, high: float, *, signed: bool, pieces: int = 1) -> 
     return Grid(float(torch.tensor(scale)), zero_point - 128 * signed, signed, pieces)
 
 
+def by_sign_grid(amax: float) -> Grid:
+    """The grid for values of at most `amax` of which those below 0 have 8 bits of their own.
+
+    An odd number of channels would move the neighbours of weights that are paired.
+    """
+    scale = max(amax / LEVELS, 1e-12)
+    return Grid(float(torch.tensor(scale)), LEVELS, signed=False, pieces=PIECES)
+
+
 def grid_for(low: float, high: float, target: Target, *, shifted: bool = False) -> Grid:
     """The grid of a target for values from `low` to `high`; see `shifted_layers`."""
     if target == "tensorrt" and not shifted:
         return symmetric_grid(max(abs(low), abs(high)), signed=True)
     return spanning_grid(low, high, signed=target == "tensorrt")
+
+
+def by_sign(grid: Grid) -> bool:
+    """Whether what lies below 0 has 8 bits of its own."""
+    return not grid.signed and grid.pieces == PIECES and grid.zero_point == LEVELS
 
 
 def starts_at_zero(grid: Grid) -> bool:
@@ -111,7 +126,6 @@ PICTURE: Final[Mapping[Target, Grid]] = {
 }
 """Holds every pixel of an 8-bit picture exactly, 128 / 255 being its zero; see `recentred`."""
 
-PIECES: Final = 2
 PIXELS: Final = Grid(float(torch.tensor(1 / LEVELS / PIECES)), 0, signed=False, pieces=PIECES)
 """A picture in half levels: what the last layer of the CPU target gives, clipped to [0, 1].
 
