@@ -121,7 +121,7 @@ def test_every_revision_can_be_written(case: str, target: Target, tmp_path: Path
     fused = read_source(path).fused
     network = build_network(fused.config, float_weights(fused))
     plan = planned(network, target, everything=True)
-    image = picture(network.config.in_chans, 17, 20)
+    image = picture(network.config.in_chans)
     with torch.inference_mode():
         expected, exact = simulate(network, plan)(image), network(image)
     model = exported(network, plan)
@@ -272,6 +272,15 @@ def test_the_built_in_pictures_are_the_same_each_time_and_of_8_bits():
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     levels = torch.from_numpy(np.stack(first)) * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
+
+
+def test_the_channels_of_most_built_in_pictures_go_along_with_each_other_as_in_photographs():
+    like_photographs = [p for n, p in enumerate(built_in_patches(3, 40)) if n % 4 != 3]
+    alike = [np.corrcoef(patch.reshape(3, -1))[np.triu_indices(3, 1)] for patch in like_photographs]
+    colours = [np.ptp(patch.mean(axis=(0, 2, 3))) for patch in like_photographs]
+    assert np.median(alike) > 0.9
+    assert np.median(colours) < 0.15
+    assert max(colours) > 0.4  # and some are vivid
 
 
 def test_varied_patches_are_those_that_differ():

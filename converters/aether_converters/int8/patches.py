@@ -22,6 +22,7 @@ PATCHES: Final = 16
 HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
 SMOOTH: Final = 4  # smooth patches: photographs are seldom as smooth, and none has their errors
 MORE: Final = 32  # drawn patches for a network that learns
+BLUR: Final = 0.1  # of a px that each neighbour gets, at most
 ASIDE: Final = 4  # every such patch of the user's is held out, too
 
 
@@ -106,9 +107,9 @@ def built_in_patches(channels: int, count: int = PATCHES, side: int = SIDE) -> l
     """Pictures of nothing that are to a network as photographs and drawings are, always the same.
 
     Three in four are like photographs: textured discs and rectangles of all sizes lie over each
-    other (the "dead leaves" model of natural images: Lee, Mumford and Huang, IJCV 2001), shaded,
-    blurred by a lens and with noise. One in four is like a drawing or a screen, with lines and
-    edges from black to white, which reach the largest values.
+    other (the "dead leaves" model of natural images: Lee, Mumford and Huang, IJCV 2001), most in
+    muted colours, shaded, blurred by a lens and with noise. One in four is like a drawing or a
+    screen, with lines and edges from black to white, which reach the largest values.
 
     Returns:
         `count` arrays (1, channels, side, side) of 8-bit pixels in [0, 1].
@@ -147,7 +148,8 @@ def _in_8_bits(picture: NDArray[np.float64] | Image) -> Image:
 def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> Image:
     random = np.random.default_rng((20250625, seed))
     wide = side * oversampling
-    base = 0.1 + 0.8 * random.random(channels)
+    vivid = random.random() ** 2  # the channels of most photographs go along with each other
+    base = 0.1 + 0.8 * ((1 - vivid) * random.random() + vivid * random.random(channels))
     canvas = np.empty((channels, wide, wide))
     canvas[:] = base[:, None, None]
     textures = [_texture(random, wide, falloff) for falloff in (0.6, 1.0, 1.4)]
@@ -156,8 +158,8 @@ def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> 
         y, x = random.random(2) * wide
         angle, flatness = random.random() * np.pi, 0.25 + 0.75 * random.random()
         rectangular = random.random() < 0.4
-        colour = base + 0.1 * random.standard_normal(channels) + 0.3 * random.standard_normal()
-        colour = np.clip(colour, 0, 1)
+        hue = (0.02 + 0.08 * vivid) * random.standard_normal(channels)
+        colour = np.clip(base + hue + 0.3 * random.standard_normal(), 0, 1)
         slopes = 0.1 * random.standard_normal(2)
         texture = textures[int(random.integers(len(textures)))]
         strength = 0.15 * random.random() ** 2
@@ -178,8 +180,16 @@ def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> 
     small: NDArray[np.float64] = canvas.reshape(
         channels, side, oversampling, side, oversampling
     ).mean(axis=(2, 4))
+    small = _blurred(small, BLUR * random.random())
     small += 0.01 * random.random() * random.standard_normal(small.shape)
     return _in_8_bits(small)[None]
+
+
+def _blurred(picture: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Each px with a share of its neighbours, along both axes; (C, H, W)."""
+    wide = np.pad(picture, [(0, 0), (1, 1), (1, 1)], "edge")
+    wide = share * wide[:, :-2] + (1 - 2 * share) * wide[:, 1:-1] + share * wide[:, 2:]
+    return share * wide[..., :-2] + (1 - 2 * share) * wide[..., 1:-1] + share * wide[..., 2:]
 
 
 def _texture(random: np.random.Generator, side: int, falloff: float) -> NDArray[np.float64]:

@@ -371,7 +371,7 @@ def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     if not bench.patches.flat:
         return
     flat = _batch(bench.patches.flat)
-    typical = _batch((*bench.patches.seen, *bench.patches.smooth))
+    typical = _batch((*bench.patches.seen, *bench.patches.smooth, *bench.patches.more))
     colours = Colours(
         flat=flat,
         typical=typical,
