@@ -216,6 +216,7 @@ def _grids(
     config: AetherConfig, target: Target, *, joins: bool, from_zero: AbstractSet[Point]
 ) -> Grids:
     shifted = [Point(name, "input") for name in shifted_layers(config)]
+    # An odd number of channels would move the neighbours of weights that are paired.
     head_by_sign = target == "cpu" and not joins and config.embed_dim % 2 == 0
 
     def grid(point: Point, low: float, high: float) -> Grid:

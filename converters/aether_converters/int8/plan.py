@@ -48,7 +48,8 @@ class Grid:
         scale: Distance of two neighbours, a float32 above zero.
         zero_point: The q that stands for 0.
         signed: Whether q lies in -128..127 or in 0..255.
-        pieces: How many integers of 8 bits are added up to q; each begins where another ends.
+        pieces: How many integers of 8 bits are added up to q; each begins where another ends, or
+            both at 0: see `by_sign`.
     """
 
     scale: float
@@ -84,10 +85,7 @@ def spanning_grid(low: float, high: float, *, signed: bool, pieces: int = 1) -> 
 
 
 def by_sign_grid(amax: float) -> Grid:
-    """The grid for values of at most `amax` of which those below 0 have 8 bits of their own.
-
-    An odd number of channels would move the neighbours of weights that are paired.
-    """
+    """The grid for values of at most `amax` of which those below 0 have 8 bits of their own."""
     scale = max(amax / LEVELS, 1e-12)
     return Grid(float(torch.tensor(scale)), LEVELS, signed=False, pieces=PIECES)
 
@@ -100,7 +98,7 @@ def grid_for(low: float, high: float, target: Target, *, shifted: bool = False) 
 
 
 def by_sign(grid: Grid) -> bool:
-    """Whether what lies below 0 has 8 bits of its own."""
+    """Whether what lies below 0 has 8 bits of its own, and is counted down from 0."""
     return not grid.signed and grid.pieces == PIECES and grid.zero_point == LEVELS
 
 
