@@ -35,7 +35,7 @@ class Patches:
         held_out: On which it is measured whether that was any good.
         flat: Of one colour each, for either.
         smooth: Whose colours run into each other, on which nothing is measured.
-        more: From which a network may learn beside all that.
+        more: Drawn ones beside all that, from which a network may learn and colours are made even.
     """
 
     seen: tuple[Image, ...]
