@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from aether_converters.int8.graph import quantise
 from aether_converters.int8.keeping import kept_plan, plan_text
 from aether_converters.int8.patches import built_in_patches
 from aether_converters.int8.plan import (
+    FIRST,
     HEAD,
     SUM,
     Grid,
@@ -32,7 +34,11 @@ from aether_converters.int8.plan import (
 from aether_converters.int8.rounding import rounded_rows
 from aether_converters.int8.weights import PAIR_LIMIT, neighbours, quantised_weight
 from aether_converters.runtimes.pytorch import TUNED
+from aether_converters.source import read_source
 from aether_core import AetherNet
+from aether_spandrel.inference import build_network
+from aether_spandrel.network import float_weights
+from tests.support.published import draw
 from tests.support.tiny import tiny
 
 SHAPES = [(8, 6), (8, 6, 1, 1), (8, 6, 3, 3), (8, 5, 3, 3), (8, 3), (3, 64, 3, 3)]
@@ -196,14 +202,26 @@ def assert_written_as_simulated(network: AetherNet, plan: QuantisationPlan) -> N
     assert (found - expected).abs().mean() < 0.1 * (expected - exact).abs().mean()
 
 
-def test_what_is_rounded_once_more_is_given_in_half_steps():
-    network, plan = apart(2)
+@pytest.mark.parametrize("layer", [SUM, FIRST, "layers.0.0.conv.fused_conv"])
+def test_what_is_rounded_once_more_is_given_in_parts_of_steps(layer: str):
+    network, plan = apart(2, everything=True)
     assert plan.joined is None
-    assert_written_as_simulated(network, plan)
-    halves = plan.outputs[SUM]
-    steps = Grid(2 * halves.scale, round(halves.zero_point / 2), signed=False)
-    errors = [noise(network, replace(plan, outputs={SUM: grid})) for grid in (halves, steps)]
-    assert errors[0] < 0.6 * errors[1]
+    assert_written_as_simulated(network, plan.only({layer}))
+    fine = plan.outputs[layer]
+    steps = Grid(fine.pieces * fine.scale, round(fine.zero_point / fine.pieces), signed=False)
+    errors = [noise(network, replace(plan, outputs={layer: grid})) for grid in (fine, steps)]
+    assert errors[0] < 1.2 / fine.pieces * errors[1]
+
+
+def test_what_a_depthwise_convolution_gives_is_rounded_once_where_no_norm_follows(tmp_path: Path):
+    torch.save(draw("G2d", fused=True), tmp_path / "a.pth")
+    fused = read_source(tmp_path / "a.pth").fused
+    network = build_network(fused.config, float_weights(fused))
+    layers = chosen_layers(network, "cpu", everything=True)
+    patches = built_in_patches(network.config.in_chans, 2, 32)
+    plan = calibrate(network, "cpu", layers, patches)
+    depthwise = [name for name in layers if name.endswith("fused_conv")]
+    assert [plan.outputs[name].pieces for name in depthwise] == [1] * network.config.blocks
 
 
 def test_a_sum_that_is_not_joined_is_taken_with_its_sign_apart():
@@ -232,9 +250,9 @@ def test_an_odd_number_of_channels_keeps_its_neighbours(width: int, signs_apart:
     assert by_sign(plan.inputs[HEAD]) == signs_apart
 
 
-def apart(scale: int) -> tuple[AetherNet, QuantisationPlan]:
+def apart(scale: int, *, everything: bool = False) -> tuple[AetherNet, QuantisationPlan]:
     """As `planned`, with body and skip added in float."""
-    network, plan = planned(scale)
+    network, plan = planned(scale, everything=everything)
     form = Form(joined=False)
     pictures = built_in_patches(3, 4, 32)
     return network, calibrate(network, "cpu", [*plan.inputs], pictures, form=form)

@@ -21,7 +21,6 @@ from aether_converters.int8.plan import (
     LAST,
     MAIN,
     PICTURE,
-    PIECES,
     PIXELS,
     SUM,
     Grid,
@@ -32,6 +31,7 @@ from aether_converters.int8.plan import (
     grid_for,
     has_picture_grid,
     layers_of,
+    most_pieces,
     output_layers,
     shifted_layers,
     shuffled_into,
@@ -41,7 +41,7 @@ from aether_converters.int8.plan import (
 )
 from aether_converters.int8.weights import WEIGHT_LIMIT, quantised_weight
 from aether_converters.runtimes.upscaler import Image
-from aether_core import AetherConfig, AetherNet, GatedFFN
+from aether_core import AetherNet, GatedFFN
 from aether_spandrel.inference import channels_last
 
 Method = Literal["mse", "percentile", "minmax"]
@@ -180,7 +180,7 @@ def calibrate(
     behind = [Point(name, "input") for name in shifted_layers(network.config) if name in layers]
     given = Point(HEAD, "output")
     from_zero = {given, *behind} if form.cut and not learnt else set[Point]()
-    grid = _grids(network.config, target, joins=joins, from_zero=from_zero)
+    grid = _grids(network, target, joins=joins, from_zero=from_zero)
     passed_on = from_zero - {given} if given in others else set[Point]()
     sought = [point for point in (*inputs, *others) if point not in {*known, *passed_on}]
     found = _statistics(network, pictures, sought, grid, method, from_zero)
@@ -213,17 +213,18 @@ def calibrate(
 
 
 def _grids(
-    config: AetherConfig, target: Target, *, joins: bool, from_zero: AbstractSet[Point]
+    network: AetherNet, target: Target, *, joins: bool, from_zero: AbstractSet[Point]
 ) -> Grids:
-    shifted = [Point(name, "input") for name in shifted_layers(config)]
+    shifted = [Point(name, "input") for name in shifted_layers(network.config)]
+    pieces = {Point(name, "output"): most for name, most in most_pieces(network).items()}
     # An odd number of channels would move the neighbours of weights that are paired.
-    head_by_sign = target == "cpu" and not joins and config.embed_dim % 2 == 0
+    head_by_sign = target == "cpu" and not joins and network.config.embed_dim % 2 == 0
 
     def grid(point: Point, low: float, high: float) -> Grid:
         if joins and point == Point(SUM, "input"):  # the picture has its 0 in the middle
             return symmetric_grid(max(abs(low), abs(high)), signed=False)
-        if point == Point(SUM, "output"):  # rounded once more where the skip is added to it
-            return spanning_grid(low, high, signed=False, pieces=PIECES)
+        if point in pieces:
+            return spanning_grid(low, high, signed=False, pieces=pieces[point])
         if head_by_sign and point == Point(HEAD, "input"):
             return by_sign_grid(max(abs(low), abs(high)))
         if point in from_zero:

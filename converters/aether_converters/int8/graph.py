@@ -145,7 +145,7 @@ class _Writer:
         TensorRT has no zero points. The border of zeros moves along with the input, so that it is
         drawn beforehand, and none is left for the convolution, whose `pads` this takes away.
         """
-        pads = next(entry for entry in node.attribute if entry.name == "pads")
+        pads = attribute(node, "pads")
         height, width = pads.ints[:2]
         border = torch.tensor([0, 0, height, width] * 2)
         pads.ints[:] = [0] * len(pads.ints)
@@ -232,6 +232,7 @@ class _CpuWriter(_Writer):
         self._shuffle: NodeProto | None = None  # what follows the last layer instead
         self._skip: Tensor | None = None  # weights that join those of the layer `SUM`
         self._channels: dict[str, int] = {}  # that layers give in each piece
+        self._undivided = dict(self.constants)
 
     def write(self) -> None:
         """Write every node, the head rearranged for integers."""
@@ -291,10 +292,13 @@ class _CpuWriter(_Writer):
             begins = [
                 (piece * LEVELS - grid.zero_point) * grid.scale for piece in range(grid.pieces)
             ]
-            wide = -len(begins) * len(bias) % CHANNEL_BLOCK
+            depthwise = is_depthwise_node(node)
+            wide = 0 if depthwise else -len(begins) * len(bias) % CHANNEL_BLOCK
             weight, bias = torch.cat([weight] * len(begins)), torch.cat([bias - b for b in begins])
             self.constants[node.input[1]] = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, wide))
             self.constants[node.input[2]] = F.pad(bias, (0, wide))
+            if depthwise:
+                attribute(node, "group").i *= grid.pieces
 
     def turned(self, name: str, channels_last: bool) -> str:
         """A tensor in the wanted order; transposed once for all who take it."""
@@ -403,6 +407,10 @@ class _CpuWriter(_Writer):
         given = self.plan.outputs.get(node.name)
         if node.name == SUM and self.plan.joined is not None:
             integers, given = self._with_picture(node, integers), self.plan.joined
+        if given is not None and given.pieces > 1 and is_depthwise_node(node):
+            copies = [integers.values] * given.pieces
+            values = self.graph.add("Concat", copies, f"{node.name}.taken", axis=1)
+            integers = replace(integers, values=values)
         operands = [self.floats(integers), self.weight(node), self.value(node.input[2])]
         result = self.add(node, operands)
         if given is None:
@@ -444,7 +452,7 @@ class _CpuWriter(_Writer):
         and as often as makes groups of channels whole.
         """
         first = next(node for node in self.source if node.name == FIRST)
-        weight, bias = (self.constants[name] for name in first.input[1:])
+        weight, bias = (self._undivided[name] for name in first.input[1:])
         grid, (_, steps) = self.plan.inputs[SUM], self.quantised(node)
         integers = skip_integers(weight, steps, grid)
         copies = 2 if self.constants[node.input[1]].shape[1] % GROUP else 4  # of 3 colours
@@ -553,6 +561,16 @@ def before_shuffle(weight: Tensor, bias: Tensor, factor: int) -> tuple[Tensor, T
         columns, q = divmod(j + x - 1, factor)
         moved[:, i, j, p, q, :, rows + 1, columns + 1] = weight[:, :, y, x]
     return moved.flatten(3, 5).flatten(0, 2), bias.repeat_interleave(factor**2)
+
+
+def is_depthwise_node(node: NodeProto) -> bool:
+    """Whether a convolution is one of each channel by itself."""
+    return attributes(node).get("group", 1) > 1
+
+
+def attribute(node: NodeProto, name: str) -> onnx.AttributeProto:
+    """A node's attribute, to be changed."""
+    return next(entry for entry in node.attribute if entry.name == name)
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

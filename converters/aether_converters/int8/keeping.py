@@ -12,7 +12,6 @@ from torch import Tensor
 
 from aether_converters.int8.plan import (
     HEAD,
-    LAST,
     PIECES,
     SUM,
     TARGETS,
@@ -22,6 +21,7 @@ from aether_converters.int8.plan import (
     by_sign,
     can_join,
     layers_of,
+    most_pieces,
     recentred,
 )
 from aether_converters.runtimes.pytorch import TUNED as ENTRY
@@ -29,7 +29,6 @@ from aether_core import RGB_MEAN, AetherNet
 from aether_spandrel.errors import CheckpointError, reason
 
 GRIDS: Final = ("inputs", "outputs", "activations")
-DIVIDED: Final = frozenset((SUM, LAST))  # layers whose result may be in pieces
 
 
 def plan_text(plan: QuantisationPlan) -> str:
@@ -75,9 +74,10 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     grids = {
         place: {str(name): _grid(*entry) for name, entry in said[place].items()} for place in GRIDS
     }
+    divided = most_pieces(network)
     for place, name, grid in [(p, n, grid) for p in GRIDS for n, grid in grids[p].items()]:
-        divided = target == "cpu" and _can_be_divided(place, name, grid)
-        if not 1 <= grid.pieces <= (PIECES if divided else 1):
+        most = _most_pieces(place, name, grid, divided) if target == "cpu" else 1
+        if not 1 <= grid.pieces <= most:
             raise ValueError(f"{grid.pieces} pieces of {name}")
     unknown = (grids["inputs"].keys() | grids["outputs"].keys()) - layers_of(network).keys()
     parts = {name for name, _ in cast(Any, network).named_modules()}
@@ -98,10 +98,10 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     )
 
 
-def _can_be_divided(place: str, layer: str, grid: Grid) -> bool:
+def _most_pieces(place: str, layer: str, grid: Grid, divided: Mapping[str, int]) -> int:
     if place == "inputs":
-        return layer == HEAD and by_sign(grid)
-    return place == "outputs" and layer in DIVIDED and not grid.signed
+        return PIECES if layer == HEAD and by_sign(grid) else 1
+    return 1 if grid.signed or place != "outputs" else divided.get(layer, 1)
 
 
 def _grid(scale: float, zero_point: int, signed: bool, pieces: int = 1) -> Grid:

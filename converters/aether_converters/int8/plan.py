@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, cast, get_args
@@ -24,6 +24,7 @@ from aether_core import (
     SCALES,
     AetherConfig,
     AetherNet,
+    Block,
     input_scale,
 )
 
@@ -38,6 +39,7 @@ GATE: Final = "fc1_gate"
 MAIN: Final = "fc1_main"
 LEVELS: Final = 255  # of an 8-bit picture
 PIECES: Final = 2  # of 8 bits, of which one number may be the sum
+THIRDS: Final = 3  # of a step
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,21 @@ def layers_of(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether it is a convolution of each channel by itself."""
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def most_pieces(network: nn.Module) -> dict[str, int]:
+    """By layer that may give its result in pieces of its range on a CPU: in how many.
+
+    All of the body is added to what the first layer gives, and the first block rounds it again:
+    thirds of its steps lie nowhere in the middle between two of them, as halves would. Without a
+    norm behind it, what a depthwise convolution gives is rounded again as it is: once will do.
+    """
+    normed = [
+        f"{name}.conv.fused_conv"
+        for name, block in cast("Iterator[tuple[str, nn.Module]]", network.named_modules())
+        if isinstance(block, Block) and block.norm is not None
+    ]
+    return {FIRST: THIRDS, **dict.fromkeys(normed, PIECES), SUM: PIECES, LAST: PIECES}
 
 
 def chosen_layers(
