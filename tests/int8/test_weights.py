@@ -202,10 +202,15 @@ def assert_written_as_simulated(network: AetherNet, plan: QuantisationPlan) -> N
     assert (found - expected).abs().mean() < 0.1 * (expected - exact).abs().mean()
 
 
+def test_a_skip_added_in_float_is_simulated_as_it_is_written():
+    network, plan = apart(2)
+    assert plan.joined is None
+    assert_written_as_simulated(network, plan)
+
+
 @pytest.mark.parametrize("layer", [SUM, FIRST, "layers.0.0.conv.fused_conv"])
 def test_what_is_rounded_once_more_is_given_in_parts_of_steps(layer: str):
     network, plan = apart(2, everything=True)
-    assert plan.joined is None
     assert_written_as_simulated(network, plan.only({layer}))
     fine = plan.outputs[layer]
     steps = Grid(fine.pieces * fine.scale, round(fine.zero_point / fine.pieces), signed=False)

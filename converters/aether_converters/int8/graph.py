@@ -232,7 +232,7 @@ class _CpuWriter(_Writer):
         self._shuffle: NodeProto | None = None  # what follows the last layer instead
         self._skip: Tensor | None = None  # weights that join those of the layer `SUM`
         self._channels: dict[str, int] = {}  # that layers give in each piece
-        self._undivided = dict(self.constants)
+        self._undivided = dict(self.constants)  # the skip is made with the first layer as it was
 
     def write(self) -> None:
         """Write every node, the head rearranged for integers."""

@@ -76,7 +76,7 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     }
     divided = most_pieces(network)
     for place, name, grid in [(p, n, grid) for p in GRIDS for n, grid in grids[p].items()]:
-        most = _most_pieces(place, name, grid, divided) if target == "cpu" else 1
+        most = _pieces_allowed(place, name, grid, divided) if target == "cpu" else 1
         if not 1 <= grid.pieces <= most:
             raise ValueError(f"{grid.pieces} pieces of {name}")
     unknown = (grids["inputs"].keys() | grids["outputs"].keys()) - layers_of(network).keys()
@@ -98,7 +98,7 @@ def _parsed(text: str, network: AetherNet) -> QuantisationPlan:
     )
 
 
-def _most_pieces(place: str, layer: str, grid: Grid, divided: Mapping[str, int]) -> int:
+def _pieces_allowed(place: str, layer: str, grid: Grid, divided: Mapping[str, int]) -> int:
     if place == "inputs":
         return PIECES if layer == HEAD and by_sign(grid) else 1
     return 1 if grid.signed or place != "outputs" else divided.get(layer, 1)

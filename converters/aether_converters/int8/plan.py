@@ -219,7 +219,8 @@ def most_pieces(network: nn.Module) -> dict[str, int]:
 
     All of the body is added to what the first layer gives, and the first block rounds it again:
     thirds of its steps lie nowhere in the middle between two of them, as halves would. Without a
-    norm behind it, what a depthwise convolution gives is rounded again as it is: once will do.
+    norm behind it, what a depthwise convolution gives is rounded again as it is: once will do. What
+    `SUM` gives is rounded again with the skip, if that is not joined, and `LAST` gives `PIXELS`.
     """
     normed = [
         f"{name}.conv.fused_conv"
