@@ -24,6 +24,7 @@ from aether_converters.int8.graph import before_shuffle, quantise
 from aether_converters.int8.patches import built_in_patches, varied_patches
 from aether_converters.int8.plan import (
     TARGETS,
+    Grid,
     QuantisationPlan,
     Target,
     chosen_layers,
@@ -168,6 +169,21 @@ def test_8_bit_pixels_lie_on_the_first_layer_s_grid_exactly():
         grid = planned(moved, target, everything=True).inputs["conv_first"]
         levels = torch.arange(256) / 255 - 128 / 255
         assert torch.allclose(grid.rounded(levels), levels, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("zero_point", [0, 100, 255])
+def test_values_are_rounded_as_torch_rounds_them_bit_for_bit(signed: bool, zero_point: int):
+    grid = Grid(float(torch.tensor(0.0123)), zero_point - 128 * signed, signed)
+    low, high = grid.limits
+    generator = torch.Generator().manual_seed(0)
+    between = (torch.arange(-300, 300) + 0.5) * grid.scale
+    values = torch.cat([torch.randn(100_000, generator=generator), between, 1e6 * between])
+    with torch.inference_mode():
+        expected = torch.fake_quantize_per_tensor_affine(
+            values, grid.scale, grid.zero_point, low, high
+        )
+        assert torch.equal(grid.rounded(values), expected)
 
 
 @pytest.mark.parametrize("factor", [2, 3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -337,6 +337,10 @@ def lessons(made: AetherNet, count: int, batches: int) -> Lessons:
     )
 
 
+def unused(*_: object) -> QuantisationPlan:
+    raise AssertionError("nothing is calibrated here")
+
+
 def quiet(_done: int, _total: int, _error: float) -> None:
     pass
 
@@ -411,6 +415,37 @@ def test_a_time_that_is_over_ends_the_learning_with_what_was_learnt():
     states = list(distilled(start, few, lambda count, _total, _error: done.append(count)))
     assert states
     assert len(done) < 10_000
+
+
+def test_a_step_has_its_share_of_what_was_asked_for_and_of_what_is_left():
+    made = network()
+
+    def granted(spent: float) -> float:
+        began = time.monotonic() - spent
+        bench = Workbench(
+            exact=made, patches=patches(), calibrated=unused, seconds=180, began=began
+        )
+        return bench.granted(0.5, 0.5)
+
+    assert granted(0) == 90
+    assert granted(140) == pytest.approx(60, abs=1)  # half of 80 + 180 - 140
+    assert granted(1000) == 30  # a third, however late it is
+
+
+def test_the_float_network_is_run_once_on_each_picture():
+    made, runs = network(), list[object]()
+
+    def note(_network: nn.Module, _inputs: object, output: object) -> None:
+        runs.append(output)
+
+    made.register_forward_hook(note)
+    shown = gathered([], 3)
+    bench = Workbench(exact=made, patches=shown, calibrated=unused)
+    runs.clear()
+    found = bench.made_of(shown.seen)
+    assert torch.equal(bench.made_of(shown.learnt_from)[: len(shown.seen)], found)
+    assert len(runs) == len(shown.learnt_from)
+    assert torch.allclose(found, run(made, batch(shown.seen)), atol=1e-5)
 
 
 # Step after step
@@ -490,6 +525,21 @@ def test_patches_on_which_a_network_is_measured_are_not_those_it_learns_from():
     assert found.held_out
     seen = (*found.seen, *found.more)
     assert not any(np.array_equal(a, b) for a in found.held_out for b in seen)
+
+
+def test_colours_are_made_even_on_soft_patches_and_on_the_user_s_as_they_are(tmp_path: Path):
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "own.png")
+    found = gathered([tmp_path], 3, more=4)
+    drawn = (*gathered([], 3).seen, *found.more)
+    assert len(found.typical) == len(drawn) + len(found.smooth) + 1
+    assert sum(np.array_equal(a, found.seen[1]) for a in found.typical) == 1
+
+    def detail(shown: Sequence[Picture]) -> float:
+        return float(np.mean([np.abs(np.diff(patch)).mean() for patch in shown]))
+
+    soft = [patch for patch in found.typical if not np.array_equal(patch, found.seen[1])]
+    assert 0.5 < detail(soft) / detail((*drawn, *found.smooth)) < 0.95
 
 
 def test_every_flat_colour_is_shown_and_measured():

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from aether_converters.int8.inputs import one_by_one
+from aether_converters.int8.inputs import is_one_colour, one_by_one
 from aether_converters.int8.patches import PART
 from aether_converters.int8.plan import (
     FIRST,
@@ -310,13 +310,9 @@ def _tried(pictures: Sequence[Tensor]) -> list[Tensor]:
 
     A range that one colour needs and no other would be cut off without it, and the colour ruined.
     """
-    varied = [picture for picture in pictures if not _one_colour(picture)][:TRIED]
-    flat = [picture for picture in pictures if _one_colour(picture)]
+    varied = [picture for picture in pictures if not is_one_colour(picture)][:TRIED]
+    flat = [picture for picture in pictures if is_one_colour(picture)]
     return [picture[:, :, :PART, :PART] for picture in (*varied, *flat)]
-
-
-def _one_colour(picture: Tensor) -> bool:
-    return bool((picture == picture[:, :, :1, :1]).all())
 
 
 def _run(

@@ -305,13 +305,12 @@ class _Rounding:
     """Rounds to a grid whose step is learnt."""
 
     def __init__(self, grid: Grid, learnt: Tensor) -> None:
-        self._learnt, self._limits = learnt, grid.limits
+        self._learnt, self._steps = learnt, grid.steps
         self._scale = torch.tensor(grid.scale, device=learnt.device)
-        self._zero = torch.tensor(grid.zero_point, dtype=torch.int32, device=learnt.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         step = self._scale * self._learnt.exp()
-        return cast(Tensor, _ToGrid.apply(x, step, self._zero, *self._limits))
+        return cast(Tensor, _ToGrid.apply(x, step, *self._steps))
 
 
 def _after(
@@ -329,10 +328,11 @@ class _ToGrid(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int
+        ctx: Any, x: Tensor, step: Tensor, low: int, high: int
     ) -> Tensor:
-        rounded = torch.fake_quantize_per_tensor_affine(x, step, zero, low, high)
-        ctx.save_for_backward(x, step, zero, rounded)
+        in_steps = x * (1 / step)
+        rounded = in_steps.round().clamp_(low, high).mul_(step)
+        ctx.save_for_backward(in_steps, step, rounded)
         ctx.limits = (low, high)
         return rounded
 
@@ -340,12 +340,12 @@ class _ToGrid(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, step, zero, rounded = ctx.saved_tensors
+        in_steps, step, rounded = ctx.saved_tensors
         low, high = ctx.limits
-        inside = (x >= (low - 0.5 - zero) * step) & (x <= (high + 0.5 - zero) * step)
-        passed = gradient * inside
-        of_step = ((gradient * rounded).sum() - (passed * x).sum()) / step
-        return passed, of_step, None, None, None
+        # Masks of bool would take most of the time of learning on a CPU.
+        passed = torch.ops.aten.hardtanh_backward(gradient, in_steps, low - 0.5, high + 0.5)
+        of_step = (gradient * rounded).sum() / step - (passed * in_steps).sum()
+        return passed, of_step, None, None
 
 
 class _Nearest(torch.autograd.Function):

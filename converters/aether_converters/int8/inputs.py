@@ -22,6 +22,11 @@ def one_by_one(pictures: Pictures) -> Sequence[Tensor]:
     return [batch[place : place + 1] for batch in batches for place in range(len(batch))]
 
 
+def is_one_colour(picture: Tensor) -> bool:
+    """Whether all of a picture (1, C, H, W) is alike."""
+    return bool((picture == picture[:, :, :1, :1]).all())
+
+
 def watch_inputs(
     network: AetherNet,
     pictures: Pictures,

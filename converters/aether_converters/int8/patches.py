@@ -23,6 +23,12 @@ HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
 SMOOTH: Final = 4  # smooth patches: photographs are seldom as smooth, and none has their errors
 MORE: Final = 32  # drawn patches for a network that learns
 BLUR: Final = 0.1  # of a px that each neighbour gets, at most
+SOFTER: Final = 0.15
+"""The same in patches on which colours are made even, beyond that.
+
+Photographs are as soft as that, and what rounding does to their colours is not what it does to
+those of sharp patches; ranges and weights of soft patches would be those of no drawing.
+"""
 ASIDE: Final = 4  # every such patch of the user's is held out, too
 
 
@@ -35,7 +41,8 @@ class Patches:
         held_out: On which it is measured whether that was any good.
         flat: Of one colour each, for either.
         smooth: Whose colours run into each other, on which nothing is measured.
-        more: Drawn ones beside all that, from which a network may learn and colours are made even.
+        more: Drawn ones beside all that, from which a network may learn.
+        typical: Soft and smooth ones and the user's, whose colours are made even on average.
     """
 
     seen: tuple[Image, ...]
@@ -43,6 +50,7 @@ class Patches:
     flat: tuple[Image, ...] = ()
     smooth: tuple[Image, ...] = ()
     more: tuple[Image, ...] = ()
+    typical: tuple[Image, ...] = ()
 
     @property
     def shown(self) -> tuple[Image, ...]:
@@ -80,12 +88,16 @@ def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches
     kept = [patch for index, patch in enumerate(own) if index % ASIDE < ASIDE - 1]
     aside = [patch for index, patch in enumerate(own) if index % ASIDE == ASIDE - 1]
     drawn = built_in_patches(channels, PATCHES + HELD_OUT + more)
+    smooth = smooth_patches(channels)
+    beside = drawn[PATCHES + HELD_OUT :]
+    soft = [_softer(patch) for patch in (*drawn[:PATCHES], *beside)]
     return Patches(
         seen=tuple(_alternating(drawn[:PATCHES], kept)),
         held_out=(*drawn[PATCHES : PATCHES + HELD_OUT], *aside),
         flat=tuple(flat_patches(channels, SIDE).values()),
-        smooth=tuple(smooth_patches(channels)),
-        more=tuple(drawn[PATCHES + HELD_OUT :]),
+        smooth=tuple(smooth),
+        more=tuple(beside),
+        typical=(*_alternating(soft[:PATCHES], kept), *smooth, *soft[PATCHES:]),
     )
 
 
@@ -183,6 +195,10 @@ def _dead_leaves(seed: int, channels: int, side: int, oversampling: int = 3) -> 
     small = _blurred(small, BLUR * random.random())
     small += 0.01 * random.random() * random.standard_normal(small.shape)
     return _in_8_bits(small)[None]
+
+
+def _softer(patch: Image) -> Image:
+    return _in_8_bits(_blurred(patch[0].astype(np.float64), SOFTER))[None]
 
 
 def _blurred(picture: NDArray[np.float64], share: float) -> NDArray[np.float64]:

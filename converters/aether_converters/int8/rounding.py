@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aether_converters.int8.inputs import Pictures, watch_inputs
+from aether_converters.int8.inputs import Pictures, is_one_colour, one_by_one, watch_inputs
 from aether_converters.int8.one_thread import in_one_thread
 from aether_converters.int8.plan import QuantisationPlan, shifted_layers, starts_at_zero
 from aether_converters.int8.weights import (
@@ -35,6 +35,7 @@ ROWS: Final = 1024  # places of a patch at which a layer's input is looked at, a
 DAMPING: Final = 0.003  # of the mean variance, added to each: what the patches did not show
 SHARES: Final = (0.98, 0.94, 0.89, 0.83)
 """Of a row's largest weight: where its range is tried to end."""
+APART: Final = 3  # px between two of them where all is of one colour, and tells the same
 BLOCK: Final = 64  # columns whose consequences for later ones are summed up first
 
 
@@ -114,8 +115,12 @@ def input_moments(
     """By layer of a plan, what its input is like in the float network."""
     found: dict[str, Moments] = {}
     behind = shifted_layers(network.config)
-    watchers = {name: _summing(found, name, plan, behind) for name in plan.inputs}
-    watch_inputs(network, pictures, watchers)
+    each = one_by_one(pictures)
+    varied = [picture for picture in each if not is_one_colour(picture)]
+    flat = [picture for picture in each if is_one_colour(picture)]
+    for shown, apart in ((varied, 1), (flat, APART)):
+        watchers = {name: _summing(found, name, plan, behind, apart) for name in plan.inputs}
+        watch_inputs(network, shown, watchers)
     return {
         name: Moments(
             second=sums.second / sums.second[:, -1:, -1:],
@@ -127,29 +132,42 @@ def input_moments(
 
 
 def _summing(
-    found: dict[str, Moments], name: str, plan: QuantisationPlan, behind: Sequence[str]
+    found: dict[str, Moments], name: str, plan: QuantisationPlan, behind: Sequence[str], apart: int
 ) -> Callable[[nn.Module, Tensor], None]:
     grid = plan.inputs[name]
     cut = name in behind and starts_at_zero(grid)
 
     def noted(layer: nn.Module, x: Tensor) -> None:
-        exact = met_inputs(layer, x)
-        rows = F.pad(met_inputs(layer, grid.rounded(x)), (0, 1), value=1.0)
-        sums = Moments(second=rows.transpose(1, 2) @ rows, exact=exact.sum(dim=1))
+        exact, rows = met_inputs(layer, x, apart), met_inputs(layer, grid.rounded(x), apart)
+        sums = Moments(second=_products_with_one(rows), exact=exact.sum(dim=2))
         if cut:
-            sums.crossed = exact.transpose(1, 2) @ rows[:, :, :-1]
+            sums.crossed = exact @ rows.transpose(1, 2)
         found[name] = sums + found[name] if name in found else sums
 
     return noted
 
 
-def met_inputs(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the weights of an output meet at some places of x (N, C, H, W): (groups, places, K)."""
-    step = max(int((x.shape[2] * x.shape[3] / ROWS) ** 0.5), 1) | 1  # odd: all places of a shuffle
+def met_inputs(layer: nn.Module, x: Tensor, apart: int = 1) -> Tensor:
+    """What the weights of an output meet at some places of x (1, C, H, W): (groups, K, places).
+
+    Args:
+        layer: That takes x.
+        x: Its input.
+        apart: How many px lie between two places at least, along each axis.
+    """
+    step = max(int((x.shape[2] * x.shape[3] / ROWS) ** 0.5), apart) | 1
     side = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    rows = F.unfold(x, side, padding=side // 2, stride=step)  # (N, groups * K, places)
-    return rows.reshape(len(x), groups, -1, rows.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+    met = F.unfold(x, side, padding=side // 2, stride=step)  # (1, groups * K, places)
+    return met.reshape(groups, -1, met.shape[2])
+
+
+def _products_with_one(met: Tensor) -> Tensor:
+    """Sums of products of (groups, K, places) and of 1 beside them, (groups, K + 1, K + 1)."""
+    sums = met.sum(dim=2, keepdim=True)
+    count = torch.full_like(sums[:, :1], met.shape[2])
+    products = torch.cat([met @ met.transpose(1, 2), sums], dim=2)
+    return torch.cat([products, torch.cat([sums.transpose(1, 2), count], dim=2)], dim=1)
 
 
 def rounded_rows(weight: Tensor, covariance: Tensor, beside: Tensor | None = None) -> Tensor:

@@ -71,6 +71,7 @@ BESIDE: Final = 80.0
 """Seconds for what is computed at once; what takes longer is taken off the learning, in part."""
 
 SHARE_OF_COLOURS: Final = 0.15  # of the seconds to learn
+REST_OF_COLOURS: Final = 0.5  # of what is left, for each of two searches
 TYPICAL_PATCHES: Final = 8  # beside those of one colour, where a try takes long
 
 LEAST_SHARE: Final = 1 / 3  # of the seconds asked for, in which the network learns all the same
@@ -143,6 +144,7 @@ class Workbench:
     shown: tuple[Tensor, ...] = field(init=False)
     measured_on: tuple[Tensor, ...] = field(init=False)
     expected: tuple[Tensor, ...] = field(init=False)
+    _made: dict[int, Tensor] = field(init=False, default_factory=dict[int, Tensor])
 
     def __post_init__(self) -> None:
         """Run the float network on what a state is measured on."""
@@ -150,6 +152,28 @@ class Workbench:
         object.__setattr__(self, "shown", _tensors(self.patches.shown))
         object.__setattr__(self, "measured_on", measured_on)
         object.__setattr__(self, "expected", _each(self.exact, measured_on))
+
+    def granted(self, share: float, of_rest: float) -> float:
+        """The seconds that a step has.
+
+        Args:
+            share: Of those in which the network may learn: at most.
+            of_rest: Of what is left until all should be done. A third of `share` is granted even
+                if nothing is.
+        """
+        most = share * self.seconds
+        left = self.began + BESIDE + self.seconds - time.monotonic()
+        return max(min(of_rest * left, most), LEAST_SHARE * most)
+
+    def made_of(self, pictures: Sequence[Image]) -> Tensor:
+        """What the float network makes of some of `patches`, (N, K, scale * H, scale * W).
+
+        Several steps ask for that of the same pictures, and each runs the network but once.
+        """
+        for picture in pictures:
+            if id(picture) not in self._made:
+                self._made[id(picture)] = _run(self.exact, _batch([picture]))
+        return torch.cat([self._made[id(picture)] for picture in pictures])
 
     def squares(self, state: Rounded, places: slice) -> float:
         """The mean squared error of a state on some patches, which says what PSNR it loses."""
@@ -306,27 +330,24 @@ class _Course:
 
     def lessons(self, bench: Workbench, pictures: Sequence[Image]) -> Lessons:
         """What can be learnt from pictures in its share of the time."""
-        began = time.monotonic()
-        taken = _batch(pictures)
-        most = self.share * bench.seconds
-        left = bench.began + BESIDE + bench.seconds - began
-        seconds = max(min(self.of_rest * left, most), LEAST_SHARE * most)
+        until = time.monotonic() + bench.granted(self.share, self.of_rest)
+        taken, expected = _batch(pictures), bench.made_of(pictures)
         return Lessons(
             taken=taken.to(bench.device),
             run=self.run,
-            expected=_run(bench.exact, taken).to(bench.device),
-            batches=self._batches(bench, most, taken.shape[-1]),
+            expected=expected.to(bench.device),
+            batches=self._batches(bench, taken.shape[-1]),
             batch=self.batch,
             rate=self.rate,
-            until=began + seconds,
+            until=until,
         )
 
-    def _batches(self, bench: Workbench, seconds: float, side: int) -> int:
+    def _batches(self, bench: Workbench, side: int) -> int:
         """How many fit into the time, by what the layers that learn compute."""
         costs = macs_per_pixel(bench.exact)
         macs = sum(macs for name, macs in costs.items() if self.learns(name))
         macs *= side**2
-        most = MOST_PICTURES // self.batch
+        most, seconds = MOST_PICTURES // self.batch, self.share * bench.seconds
         return max(min(int(seconds * SPEED / (3 * macs * self.batch)), most), 1)
 
 
@@ -370,24 +391,22 @@ def _learning(state: Rounded, bench: Workbench, lessons: Lessons) -> Iterable[Ro
 def _with_even_colours(state: Rounded, bench: Workbench) -> Iterable[Rounded]:
     if not bench.patches.flat:
         return
-    flat = _batch(bench.patches.flat)
-    typical = _batch((*bench.patches.seen, *bench.patches.smooth, *bench.patches.more))
+    flat, typical = bench.patches.flat, bench.patches.typical
     colours = Colours(
-        flat=flat,
-        typical=typical,
-        of_flat=_run(bench.exact, flat),
-        of_typical=_run(bench.exact, typical),
+        flat=_batch(flat),
+        typical=_batch(typical),
+        of_flat=bench.made_of(flat),
+        of_typical=bench.made_of(typical),
     )
     costs = macs_per_pixel(bench.exact)
     macs = sum(macs for name, macs in costs.items() if OF_HEAD.learns(name))
     macs *= (len(flat) + TYPICAL_PATCHES) * SEEN**2
-    seconds = bench.seconds * SHARE_OF_COLOURS
-    tries = min(int(seconds * SPEED / macs), MOST)
+    tries = min(int(SHARE_OF_COLOURS * bench.seconds * SPEED / macs), MOST)
 
     def search(most: int) -> Search:
         return Search(
             most=most,
-            until=time.monotonic() + seconds,
+            until=time.monotonic() + bench.granted(SHARE_OF_COLOURS, REST_OF_COLOURS),
             progress=lambda done, total: bench.told("flat colours", done, total),
         )
 
