@@ -71,17 +71,12 @@ class Grid:
         return low - self.zero_point, high - self.zero_point
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The nearest value of the grid for each of x, as ONNX's QuantizeLinear has it."""
-        return nearest(x, self.scale, *self.steps)
+        """The nearest value of the grid for each of x, as ONNX's QuantizeLinear has it.
 
-
-def nearest(x: Tensor, step: float | Tensor, low: int, high: int) -> Tensor:
-    """For each of x the nearest multiple of a float32 `step`, from `low` to `high` times it.
-
-    What `torch.fake_quantize_per_tensor_affine` gives, bit for bit. That rounds one value after
-    the other on a CPU, and takes ten times as long.
-    """
-    return x.mul(1 / step).round_().clamp_(low, high).mul_(step)
+        What `torch.fake_quantize_per_tensor_affine` gives, bit for bit. That rounds one value after
+        the other on a CPU, and takes ten times as long.
+        """
+        return x.mul(1 / self.scale).round_().clamp_(*self.steps).mul_(self.scale)
 
 
 def symmetric_grid(amax: float, *, signed: bool) -> Grid:

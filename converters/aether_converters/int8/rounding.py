@@ -155,6 +155,7 @@ def met_inputs(layer: nn.Module, x: Tensor, apart: int = 1) -> Tensor:
         x: Its input.
         apart: How many px lie between two places at least, along each axis.
     """
+    # An odd step meets all places of a shuffle.
     step = max(int((x.shape[2] * x.shape[3] / ROWS) ** 0.5), apart) | 1
     side = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1

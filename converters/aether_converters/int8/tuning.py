@@ -170,7 +170,7 @@ class Workbench:
 
         Several steps ask for that of the same pictures, and each runs the network but once.
         """
-        for picture in pictures:
+        for picture in pictures:  # `patches` keeps them, so that no other gets the same id
             if id(picture) not in self._made:
                 self._made[id(picture)] = _run(self.exact, _batch([picture]))
         return torch.cat([self._made[id(picture)] for picture in pictures])
