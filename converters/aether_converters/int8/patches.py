@@ -20,7 +20,8 @@ SIDE: Final = 64  # px of a patch
 PART: Final = 32  # px of one that is flat, where it is not learnt from
 PATCHES: Final = 16
 HELD_OUT: Final = 12  # drawn patches on which nothing is tuned
-SMOOTH: Final = 4  # smooth patches: photographs are seldom as smooth, and none has their errors
+SMOOTH: Final = 16  # smooth patches to learn from
+AMONG_TYPICAL: Final = 4  # of them: photographs are seldom as smooth, and none has their errors
 MORE: Final = 32  # drawn patches for a network that learns
 BLUR: Final = 0.1  # of a px that each neighbour gets, at most
 SOFTER: Final = 0.15
@@ -97,7 +98,7 @@ def gathered(places: Sequence[Path], channels: int, *, more: int = 0) -> Patches
         flat=tuple(flat_patches(channels, SIDE).values()),
         smooth=tuple(smooth),
         more=tuple(beside),
-        typical=(*_alternating(soft[:PATCHES], kept), *smooth, *soft[PATCHES:]),
+        typical=(*_alternating(soft[:PATCHES], kept), *smooth[:AMONG_TYPICAL], *soft[PATCHES:]),
     )
 
 
