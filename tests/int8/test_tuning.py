@@ -371,6 +371,25 @@ def test_a_network_learns_what_its_rounding_has_lost(target: Target):
     assert error(end) < 0.3 * error(start)
 
 
+@pytest.mark.parametrize(("seconds", "every"), [(20.0, True), (1.0, False)])
+def test_a_slow_first_batch_takes_no_other_where_there_is_time(seconds: float, every: bool):
+    made = network()
+    shown: list[int] = []
+
+    def slow_at_first(rounded: AetherNet, pictures: Tensor) -> Tensor:
+        if not shown:
+            time.sleep(1)
+        return whole(rounded, pictures)
+
+    def note(done: int, _total: int, _error: float) -> None:
+        shown.append(done)
+
+    start = Rounded(network=made, plan=planned(made, "tensorrt"), exact=made)
+    taught = replace(lessons(made, 8, 40), run=slow_at_first, until=time.monotonic() + seconds)
+    assert list(distilled(start, taught, note))
+    assert (len(shown) == 40) == every
+
+
 def test_how_large_a_layer_is_scaled_has_no_say_in_how_it_learns():
     left: list[float] = []
     for scale in (1.0, 1000.0):

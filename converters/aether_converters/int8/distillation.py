@@ -48,6 +48,7 @@ SHIFT_RATE: Final = 3e-4  # of biases and norms
 STEP_RATE: Final = 1e-3  # of the logarithms of steps
 SMALLEST_GRADIENT: Final = 1e-15  # those of weights in steps are that much smaller
 WARM_UP: Final = 10  # batches in which rates rise
+UNJUDGED: Final = 0.1  # of the time: the first batches are slow
 PART: Final = 48  # channels of a depthwise convolution at a time, for which oneDNN is fast
 SEED: Final = 20261128
 
@@ -139,7 +140,7 @@ def distilled(
         optimiser.step()
         done += 1
         late = float(error.detach()) if done == 1 else late + 0.05 * (float(error.detach()) - late)
-        total = min(total, _affordable(done, began, lessons.until))
+        total = min(total, _affordable(done, total, began, lessons.until))
         progress(done, total, late)
         if done * STATES >= (shown + 1) * total or done >= total:
             shown += 1
@@ -149,9 +150,15 @@ def distilled(
 STATES: Final = 2  # how many states of a training are looked at
 
 
-def _affordable(done: int, began: float, until: float) -> int:
-    """How many batches fit into the time at the speed so far."""
-    return max(int(done * (until - began) / max(time.monotonic() - began, 1e-3)), done)
+def _affordable(done: int, total: int, began: float, until: float) -> int:
+    """How many of all batches fit into the time at the speed so far.
+
+    Where the time is enough, none is left out for a slow one, and a network learns the same again.
+    """
+    spent, given = time.monotonic() - began, until - began
+    if spent < UNJUDGED * given:
+        return total
+    return max(int(done * given / max(spent, 1e-3)), done)
 
 
 def _share_of_rate(done: int, total: int) -> float:
