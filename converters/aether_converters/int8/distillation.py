@@ -140,7 +140,7 @@ def distilled(
         optimiser.step()
         done += 1
         late = float(error.detach()) if done == 1 else late + 0.05 * (float(error.detach()) - late)
-        total = min(total, _affordable(done, total, began, lessons.until))
+        total = _affordable(done, total, began, lessons.until)
         progress(done, total, late)
         if done * STATES >= (shown + 1) * total or done >= total:
             shown += 1
@@ -158,7 +158,7 @@ def _affordable(done: int, total: int, began: float, until: float) -> int:
     spent, given = time.monotonic() - began, until - began
     if spent < UNJUDGED * given:
         return total
-    return max(int(done * given / max(spent, 1e-3)), done)
+    return min(max(int(done * given / max(spent, 1e-3)), done), total)
 
 
 def _share_of_rate(done: int, total: int) -> float:
